@@ -1,0 +1,21 @@
+"""The diffusion layer: noise schedules, the reverse chain and its likelihood, epsilon-networks. Torch only."""
+
+from sb3_diffrl.diffusion.chain import (
+    DiffusionProcess,
+    gaussian_log_prob,
+    mixture_log_prob,
+    pathwise_kl,
+)
+from sb3_diffrl.diffusion.denoisers import Denoiser, MlpDenoiser
+from sb3_diffrl.diffusion.noise_schedules import NOISE_SCHEDULES, make_alpha_bar
+
+__all__ = [
+    "NOISE_SCHEDULES",
+    "Denoiser",
+    "DiffusionProcess",
+    "MlpDenoiser",
+    "gaussian_log_prob",
+    "make_alpha_bar",
+    "mixture_log_prob",
+    "pathwise_kl",
+]

@@ -1,0 +1,233 @@
+"""
+The denoising chain: forward process, reverse transitions, likelihood, prior KL, denoising loss.
+
+Shapes: ``B`` batch, ``K`` denoising steps taken, ``T`` noise levels trained, ``D`` action entries.
+A chain is ``(B, K + 1, D)`` in the order in which it is sampled: ``chain[:, 0]`` is pure noise,
+``chain[:, K]`` the action in [-1, 1]. Step ``i`` (0 to K - 1) leads from ``chain[:, i]`` to ``chain[:, i + 1]``.
+
+========  ===================================================================
+symbol    meaning
+========  ===================================================================
+a_t       noisy action at level t: sqrt(alpha_bar_t) a_0 + sqrt(1 - alpha_bar_t) eps
+tau_i     the noise level which step i denoises, tau_0 = T
+mu_i      mean of the reverse transition of step i
+sigma_i   its standard deviation, max(DDIM's, sigma_min)
+========  ===================================================================
+"""
+
+import math
+
+import torch as th
+from torch import nn
+
+from sb3_diffrl.diffusion.denoisers import Denoiser
+from sb3_diffrl.diffusion.noise_schedules import make_alpha_bar
+
+
+class DiffusionProcess(nn.Module):
+    """
+    Forward process over ``T`` levels and DDIM reverse process over ``K`` of them (Song et al. 2021, eq. 12).
+
+    Every reverse transition is ``N(mu_i, sigma_i^2 I)``: with ``eta = 1`` and ``K = T`` it is DDPM's,
+    with ``eta = 0`` and no floor it is deterministic. ``sigma_min`` keeps every step stochastic, so that it has a likelihood
+    and explores. Clean-action estimates are clipped to [-1, 1] and the noise recomputed from the clipped value.
+
+    :param noise_schedule: a key of ``NOISE_SCHEDULES``
+    :param noise_levels: number of levels ``T`` which the denoiser is trained on
+    :param denoising_steps: number of steps ``K`` which the sampler takes, 1 to ``T``
+    :param eta: stochasticity of DDIM, 0 (ODE) to 1 (DDPM)
+    :param sigma_min: exploration floor of the transitions' standard deviation, in scaled action units, above 0
+    :raises ValueError: for a value out of its range
+    """
+
+    alpha_bar: th.Tensor
+    levels: th.Tensor
+    std: th.Tensor
+    sampling_std: th.Tensor
+    signal: th.Tensor
+    noise: th.Tensor
+    next_signal: th.Tensor
+    next_noise: th.Tensor
+    next_noise_ode: th.Tensor
+
+    def __init__(
+        self,
+        noise_schedule: str = "cosine",
+        noise_levels: int = 20,
+        denoising_steps: int = 5,
+        eta: float = 1.0,
+        sigma_min: float = 0.1,
+    ):
+        super().__init__()
+        if not 1 <= denoising_steps <= noise_levels:
+            raise ValueError(
+                f"denoising_steps must lie between 1 and noise_levels={noise_levels}, "
+                f"got {denoising_steps}."
+            )
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta must lie between 0 (ODE) and 1 (DDPM), got {eta}.")
+        if not sigma_min > 0:
+            raise ValueError(
+                f"sigma_min must be positive, else the chain has no likelihood; got {sigma_min}."
+            )
+        self.noise_levels, self.denoising_steps = noise_levels, denoising_steps
+        alpha_bar = make_alpha_bar(noise_schedule, noise_levels)
+
+        # tau_0 = T > tau_1 > ... > tau_{K-1} >= 1, evenly spaced; each step leads to the next level, the last to 0.
+        levels = th.linspace(noise_levels, 0, denoising_steps + 1).round().long()
+        now, after = alpha_bar[levels[:-1]], alpha_bar[levels[1:]]
+        ddim_std = eta * ((1 - after) / (1 - now) * (1 - now / after)).clamp(min=0).sqrt()
+        tables = {
+            "alpha_bar": alpha_bar,  # (T + 1,)
+            "signal": now.sqrt(),  # (K,), like all that follow
+            "noise": (1 - now).sqrt(),
+            "next_signal": after.sqrt(),
+            "next_noise": (1 - after - ddim_std**2).clamp(min=0).sqrt(),
+            "next_noise_ode": (1 - after).sqrt(),
+            "sampling_std": ddim_std,  # without the floor: no noise in the last step
+            "std": ddim_std.clamp(min=sigma_min),
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, table.float(), persistent=False)
+        self.register_buffer("levels", levels[:-1], persistent=False)
+
+    def diffuse(self, actions: th.Tensor, levels: th.Tensor, noise: th.Tensor) -> th.Tensor:
+        """
+        Forward process: the action at a noise level.
+
+        :param actions: ``(B, D)`` clean actions in [-1, 1]
+        :param levels: ``(B,)`` levels, 1 to ``T``
+        :param noise: ``(B, D)`` standard normal
+        :return: ``(B, D)`` noisy actions
+        """
+        kept = self.alpha_bar[levels].unsqueeze(-1)
+        return kept.sqrt() * actions + (1 - kept).sqrt() * noise
+
+    def denoising_loss(
+        self, denoiser: Denoiser, condition: th.Tensor, actions: th.Tensor
+    ) -> th.Tensor:
+        """
+        One draw of ``||eps - eps_theta(a_t, t, s)||^2`` per action (paper, section 2.1), levels drawn uniformly.
+
+        :param denoiser: the epsilon-network
+        :param condition: ``(B, C)`` what ``denoiser.condition`` made of the observations
+        :param actions: ``(B, D)`` clean actions in [-1, 1]
+        :return: ``(B,)`` squared errors, averaged over ``D``
+        """
+        levels = th.randint(1, self.noise_levels + 1, actions.shape[:1], device=actions.device)
+        noise = th.randn_like(actions)
+        predicted = denoiser(self.diffuse(actions, levels, noise), levels, condition)
+        return (noise - predicted).square().mean(dim=-1)
+
+    def transition_mean(
+        self,
+        noisy: th.Tensor,
+        epsilon: th.Tensor,
+        step: int | slice = slice(None),
+        ode: bool = False,
+    ) -> th.Tensor:
+        """
+        Mean ``mu_i`` of the reverse transition (Song et al. 2021, eq. 12, with the clipped clean action).
+
+        :param noisy: ``(B, D)`` for one step, ``(B, K, D)`` for all steps
+        :param epsilon: predicted noise, of the same shape
+        :param step: index ``i`` of the step, or the slice of all steps
+        :param ode: whether to follow the probability-flow ODE (``eta = 0``)
+        :return: mean of the next, less noisy action, of the same shape
+        """
+        next_noise = self.next_noise_ode if ode else self.next_noise
+        signal, noise, next_signal, next_noise = (
+            table[step].unsqueeze(-1)
+            for table in (self.signal, self.noise, self.next_signal, next_noise)
+        )
+        clean = ((noisy - noise * epsilon) / signal).clamp(-1, 1)
+        epsilon = (noisy - signal * clean) / noise
+        return next_signal * clean + next_noise * epsilon
+
+    def step_mean(
+        self,
+        denoiser: Denoiser,
+        noisy: th.Tensor,
+        condition: th.Tensor,
+        step: int,
+        ode: bool = False,
+    ) -> th.Tensor:
+        """
+        Mean of one reverse transition, for acting.
+
+        :param denoiser: the epsilon-network
+        :param noisy: ``(B, D)`` ``chain[:, step]``
+        :param condition: ``(B, C)`` from ``denoiser.condition``
+        :param step: index of the step
+        :param ode: whether to follow the probability-flow ODE
+        :return: ``(B, D)`` mean of ``chain[:, step + 1]``
+        """
+        epsilon = denoiser(noisy, self.levels[step], condition)
+        return self.transition_mean(noisy, epsilon, step, ode)
+
+    def chain_means(
+        self, denoiser: Denoiser, chain: th.Tensor, condition: th.Tensor
+    ) -> th.Tensor:
+        """
+        Means of all transitions of stored chains, in one call of the network.
+
+        :param denoiser: the epsilon-network
+        :param chain: ``(B, K + 1, D)``
+        :param condition: ``(B, C)`` from ``denoiser.condition``
+        :return: ``(B, K, D)`` mean of ``chain[:, 1:]`` given the entry before
+        """
+        noisy = chain[:, :-1]
+        epsilon = denoiser(noisy, self.levels, condition.unsqueeze(1))
+        return self.transition_mean(noisy, epsilon)
+
+
+def gaussian_log_prob(value: th.Tensor, mean: th.Tensor, std: th.Tensor) -> th.Tensor:
+    """
+    ``log N(value; mean, std^2 I)``, summed over the action entries.
+
+    :param value: ``(..., D)``
+    :param mean: ``(..., D)``
+    :param std: broadcastable to ``(...)``
+    :return: ``(...)`` in nats
+    """
+    squared = ((value - mean) / std.unsqueeze(-1)).square().sum(dim=-1)
+    return -0.5 * squared - value.shape[-1] * (std.log() + 0.5 * math.log(2 * math.pi))
+
+
+def pathwise_kl(mean: th.Tensor, prior_mean: th.Tensor, std: th.Tensor) -> th.Tensor:
+    """
+    KL divergence between two chains with equal standard deviations, along given chains.
+
+    Averaged over chains of the first process it is exactly ``KL(chain || prior chain)``, and by the data-processing inequality an upper
+    bound on the KL divergence of the actions. On chains drawn earlier or from a mixture it is a surrogate.
+
+    :param mean: ``(..., K, D)`` transition means of the policy
+    :param prior_mean: ``(..., K, D)`` transition means of the prior on the same chains
+    :param std: ``(K,)``
+    :return: ``(...)`` nats per decision
+    """
+    return ((mean - prior_mean) / std.unsqueeze(-1)).square().sum(dim=(-2, -1)) / 2
+
+
+def mixture_log_prob(
+    log_prob: th.Tensor, prior_log_prob: th.Tensor, mixing: float | th.Tensor
+) -> th.Tensor:
+    """
+    Per-step likelihood of chains drawn from ``p * policy + (1 - p) * prior``, one component per decision.
+
+    At step ``i`` the conditional density is ``w_i policy + (1 - w_i) prior``, where ``w_i`` is the
+    posterior probability of the policy given the steps before. The sum over steps is the exact mixture likelihood.
+
+    :param log_prob: ``(..., K)`` log-likelihood of each step under the policy
+    :param prior_log_prob: ``(..., K)`` the same under the prior
+    :param mixing: weight ``p`` of the policy, above 0; 1 is the policy alone
+    :return: ``(..., K)`` in nats
+    """
+    mixing = th.as_tensor(mixing, dtype=log_prob.dtype, device=log_prob.device)
+    evidence = (log_prob - prior_log_prob).cumsum(dim=-1)
+    before = th.cat([th.zeros_like(evidence[..., :1]), evidence[..., :-1]], dim=-1)
+    logit = before + th.logit(mixing)
+    return th.logaddexp(
+        nn.functional.logsigmoid(logit) + log_prob,
+        nn.functional.logsigmoid(-logit) + prior_log_prob,
+    )

@@ -1,0 +1,104 @@
+"""Epsilon-networks behind one small interface."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch as th
+from torch import nn
+
+
+class Denoiser(nn.Module, ABC):
+    """
+    Predicts the noise in a noisy action, given the noise level and the observation features.
+
+    What depends on the observation alone is computed once per decision by ``condition``, however many denoising steps follow.
+
+    :param features_dim: number of observation features ``F``
+    :param action_dim: number of action entries ``D``
+    :param noise_levels: number of noise levels ``T``
+    """
+
+    def __init__(self, features_dim: int, action_dim: int, noise_levels: int):
+        super().__init__()
+        self.features_dim = features_dim
+        self.action_dim = action_dim
+        self.noise_levels = noise_levels
+
+    @abstractmethod
+    def condition(self, features: th.Tensor) -> th.Tensor:
+        """
+        :param features: ``(..., F)`` observation features
+        :return: ``(..., C)`` whatever ``forward`` wants to know of them
+        """
+
+    @abstractmethod
+    def forward(self, noisy: th.Tensor, levels: th.Tensor, condition: th.Tensor) -> th.Tensor:
+        """
+        :param noisy: ``(..., D)`` noisy actions
+        :param levels: noise levels, 1 to ``T``, broadcastable to ``(...)``
+        :param condition: broadcastable to ``(..., C)``, from ``condition``
+        :return: ``(..., D)`` predicted noise
+        """
+
+
+class MlpDenoiser(Denoiser):
+    """
+    Residual multilayer perceptron: ``h_1 = W_a a_t + W_s s + W_t emb(t)``, then ``h_{j+1} = h_j + W_j act(h_j)``.
+
+    :param features_dim: number of observation features ``F``
+    :param action_dim: number of action entries ``D``
+    :param noise_levels: number of noise levels ``T``
+    :param net_arch: widths of the hidden layers, residual where a width equals the one before; empty for a linear denoiser
+    :param activation_fn: activation function
+    """
+
+    level_embedding: th.Tensor
+
+    def __init__(
+        self,
+        features_dim: int,
+        action_dim: int,
+        noise_levels: int,
+        net_arch: Sequence[int] = (256, 256, 256),
+        activation_fn: type[nn.Module] = nn.Mish,
+    ):
+        super().__init__(features_dim, action_dim, noise_levels)
+        width = net_arch[0] if net_arch else action_dim
+        self.register_buffer(
+            "level_embedding", sinusoidal_embedding(noise_levels), persistent=False
+        )
+        self.action_layer = nn.Linear(action_dim, width)
+        self.features_layer = nn.Linear(features_dim, width)
+        self.level_layer = nn.Linear(self.level_embedding.shape[1], width)
+        self.hidden_layers = nn.ModuleList(
+            nn.Linear(n_in, n_out) for n_in, n_out in zip(net_arch, net_arch[1:], strict=False)
+        )
+        self.activation = activation_fn() if net_arch else nn.Identity()
+        self.output_layer = nn.Linear(net_arch[-1], action_dim) if net_arch else nn.Identity()
+
+    def condition(self, features: th.Tensor) -> th.Tensor:
+        """See :meth:`Denoiser.condition`."""
+        return self.features_layer(features)
+
+    def forward(self, noisy: th.Tensor, levels: th.Tensor, condition: th.Tensor) -> th.Tensor:
+        """See :meth:`Denoiser.forward`."""
+        hidden = (
+            self.action_layer(noisy) + condition + self.level_layer(self.level_embedding[levels])
+        )
+        for layer in self.hidden_layers:
+            update = layer(self.activation(hidden))
+            hidden = hidden + update if update.shape[-1] == hidden.shape[-1] else update
+        return self.output_layer(self.activation(hidden))
+
+
+def sinusoidal_embedding(n_levels: int, dim: int = 32) -> th.Tensor:
+    """
+    Constant embedding of noise levels (Vaswani et al. 2017, section 3.5).
+
+    :param n_levels: number of levels ``T``
+    :param dim: even number of entries
+    :return: ``(T + 1, dim)``, row ``t`` belonging to level ``t``
+    """
+    rates = 10_000 ** (-th.arange(dim // 2) / (dim // 2))
+    angles = th.arange(n_levels + 1).unsqueeze(1) * rates
+    return th.cat([angles.sin(), angles.cos()], dim=1)

@@ -1,0 +1,378 @@
+"""PPO through the denoising chain, regularised to a frozen diffusion prior."""
+
+import logging
+import pathlib
+from collections import defaultdict
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.type_aliases import Schedule as ProgressSchedule
+from stable_baselines3.common.utils import (
+    FloatSchedule,
+    configure_logger,
+    explained_variance,
+    safe_mean,
+    update_learning_rate,
+)
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_diffrl.buffers import ChainBufferMixin, chain_buffer_class
+from sb3_diffrl.demonstrations import Demonstrations
+from sb3_diffrl.losses import clipped_surrogate, value_loss
+from sb3_diffrl.policies import (
+    DiffusionActorCriticPolicy,
+    DiffusionCnnPolicy,
+    DiffusionMlpPolicy,
+    DiffusionMultiInputPolicy,
+    check_action_space,
+)
+from sb3_diffrl.pretraining import PretrainingResult, freeze_observation_statistics, pretrain
+from sb3_diffrl.random_state import get_random_state, preserved_random_state, set_random_state
+from sb3_diffrl.schedules import (
+    BETA,
+    MIXING,
+    Adaptive,
+    Gated,
+    Improvement,
+    ScheduleSpec,
+    Signals,
+)
+
+SelfDiffusionPPO = TypeVar("SelfDiffusionPPO", bound="DiffusionPPO")
+
+log = logging.getLogger(__name__)
+
+
+class DiffusionPPO(PPO):
+    """
+    Diffusion policy fine-tuned online by PPO: maximises ``E[R] - beta * KL(policy || prior)`` (paper, section 2.2).
+
+    Used as SB3's PPO, whose arguments all apply. ``total_timesteps`` counts decisions; environment steps are logged beside them.
+
+    :param policy: ``"policy"`` (chosen by the observation space), ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"``, or a class
+    :param env: environment, its id, or a VecEnv; Box actions with finite bounds
+    :param prior: a saved model (its path), a model or a policy to start from, which becomes the frozen prior; its ``policy_kwargs`` are taken
+        over unless given. Without it, and until ``pretrain`` is called, training is from scratch and has no KL term
+    :param beta: weight of the prior KL, see :mod:`sb3_diffrl.schedules`; 0 for no KL term, a number for a fixed weight
+    :param mixing: weight ``p`` of the policy in the behaviour ``p * policy + (1 - p) * prior``; 1 for no mixing
+    :param performance_target: performance at which the improvement of adaptive schedules is 1; by default 1 for success
+        rates, and required where the env reports returns only
+    :param gamma_denoise: discount of the advantage per denoising step still to go
+    :param critic_learning_rate: learning rate of the critic, a number or a function of the progress remaining
+    :param critic_warmup: number of iterations in which the critic alone is trained
+    :param args: positional arguments of :class:`stable_baselines3.PPO`
+    :param kwargs: keyword arguments of it
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "policy": DiffusionActorCriticPolicy,
+        "MlpPolicy": DiffusionMlpPolicy,
+        "CnnPolicy": DiffusionCnnPolicy,
+        "MultiInputPolicy": DiffusionMultiInputPolicy,
+    }
+    policy: DiffusionActorCriticPolicy
+
+    def __init__(
+        self,
+        policy: str | type[DiffusionActorCriticPolicy],
+        env: GymEnv | str | None,
+        *args: Any,
+        prior: "str | pathlib.Path | DiffusionPPO | DiffusionActorCriticPolicy | None" = None,
+        beta: ScheduleSpec = "adaptive_0.1",
+        mixing: ScheduleSpec = 1.0,
+        performance_target: float | None = None,
+        gamma_denoise: float = 0.99,
+        critic_learning_rate: float | ProgressSchedule = 1e-3,
+        critic_warmup: int = 0,
+        _init_setup_model: bool = True,
+        **kwargs: Any,
+    ):
+        if isinstance(prior, str | pathlib.Path):
+            with preserved_random_state():
+                prior = DiffusionPPO.load(prior, device="cpu")
+        if isinstance(prior, DiffusionPPO):
+            kwargs.setdefault("policy_kwargs", prior.policy_kwargs)
+            prior = prior.policy
+        super().__init__(policy, env, *args, _init_setup_model=False, **kwargs)
+        self.beta = BETA.schedule(beta)
+        self.mixing = MIXING.schedule(mixing)
+        self.improvement = Improvement(performance_target)
+        self.gamma_denoise = gamma_denoise
+        self.critic_learning_rate = critic_learning_rate
+        self.critic_warmup = critic_warmup
+        self.n_iterations = 0
+        self.env_steps = 0
+        self._prior_kl: float | None = None
+        self._random_state: dict[str, Any] | None = None
+        if _init_setup_model:
+            self._setup_model()
+            if prior is not None:
+                self.set_prior(prior)
+
+    # -- construction --------------------------------------------------------------------------
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """SB3's wrapping; refuses an action space that has no chain before anything is built."""
+        check_action_space(env.action_space)
+        return PPO._wrap_env(env, verbose, monitor_wrapper)
+
+    def _setup_model(self) -> None:
+        """Policy and buffer as SB3 builds them, then the buffer widened to the policy's chains."""
+        buffer_class = self.rollout_buffer_class
+        if buffer_class is None:
+            is_dict = isinstance(self.observation_space, spaces.Dict)
+            buffer_class = DictRolloutBuffer if is_dict else RolloutBuffer
+        self.rollout_buffer_class = chain_buffer_class(buffer_class)
+        super()._setup_model()
+        self.rollout_buffer_class = buffer_class
+        self.critic_lr_schedule = FloatSchedule(self.critic_learning_rate)
+        assert isinstance(self.rollout_buffer, ChainBufferMixin)
+        steps = self.policy.process.denoising_steps
+        self.rollout_buffer.set_chain_shape((steps + 1) * self.policy.action_dim, steps)
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "policy.optimizer", "policy.critic_optimizer"], []
+
+    # -- the prior -----------------------------------------------------------------------------
+
+    def set_prior(self, prior: DiffusionActorCriticPolicy) -> None:
+        """
+        Start from another policy, a frozen copy of which becomes the prior.
+
+        :param prior: policy of the same architecture and spaces
+        :raises ValueError: where its parameters do not fit
+        """
+        try:
+            self.policy.actor.load_state_dict(prior.actor.state_dict())
+        except RuntimeError as error:
+            raise ValueError(
+                f"The prior does not fit this policy: {error}. "
+                "Give both the same policy_kwargs and spaces."
+            ) from error
+        self.policy.freeze_prior()
+        self._forget_improvement()
+
+    def pretrain(self, demonstrations: Demonstrations, **kwargs: Any) -> PretrainingResult:
+        """
+        Imitate demonstrations, then freeze the result as the prior (paper, section 2.1).
+
+        Under ``VecNormalize(norm_obs=True)`` the observation statistics are set from the demonstrations and held from then on, for moving
+        statistics would drift the frozen prior.
+
+        :param demonstrations: what to imitate, in the env's own units
+        :param kwargs: see :func:`sb3_diffrl.pretraining.pretrain`
+        :return: losses and steps taken
+        """
+        if self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs:
+            demonstrations = freeze_observation_statistics(self._vec_normalize_env, demonstrations)
+        if not self._custom_logger:
+            name = f"{type(self).__name__}_pretrain"
+            self._logger = configure_logger(self.verbose, self.tensorboard_log, name)
+        result = pretrain(self.policy, demonstrations, logger=self.logger, **kwargs)
+        self._forget_improvement()
+        return result
+
+    def _forget_improvement(self) -> None:
+        self.n_iterations, self._prior_kl = 0, None
+        self.improvement = Improvement(self.improvement.target)
+
+
+    # -- acting --------------------------------------------------------------------------------
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+    ) -> bool:
+        """SB3's own loop, with the mixing weight set before it; see the base class."""
+        if self.policy.has_prior:
+            self.policy.set_mixing(self.mixing(self.signals()))
+        go_on = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        self.logger.record("rollout/mixing", float(self.policy.mixing))
+        self.logger.record("rollout/improvement", self.signals().improvement)
+        self.logger.record("time/decisions", self.num_timesteps)
+        self.logger.record("time/env_steps", self.env_steps)
+        return go_on
+
+    def _update_info_buffer(
+        self, infos: list[dict[str, Any]], dones: np.ndarray | None = None
+    ) -> None:
+        """SB3's hook after every ``env.step``; counts the env steps, of which a chunk takes several."""
+        super()._update_info_buffer(infos, dones)
+        self.env_steps += self.n_envs
+        self.env_steps += sum(info["env_steps"] - 1 for info in infos if "env_steps" in info)
+
+    def signals(self) -> Signals:
+        """
+        What the schedules look at.
+
+        :return: progress, improvement on the prior, prior KL
+        :raises ValueError: where a schedule needs the improvement and returns have no target
+        """
+        performance = None
+        if self.ep_success_buffer:
+            performance = float(safe_mean(self.ep_success_buffer))
+            if self.improvement.target is None:
+                self.improvement.target = 1.0
+        elif self.ep_info_buffer:
+            performance = float(safe_mean([info["r"] for info in self.ep_info_buffer]))
+            if self.improvement.target is None and self._needs_improvement():
+                raise ValueError(
+                    f"beta={self.beta}, mixing={self.mixing}: the env reports no success "
+                    '(info["is_success"]), so the improvement needs performance_target=, the '
+                    "return that counts as solved. Or use a schedule without it: beta=0.1."
+                )
+        by_prior = self.n_iterations <= self.critic_warmup
+        improvement = self.improvement.update(performance, acted_by_prior=by_prior)
+        return Signals(1 - self._current_progress_remaining, improvement, self._prior_kl)
+
+    def _needs_improvement(self) -> bool:
+        schedules = (self.beta, self.mixing)
+        return bool(self.policy.has_prior) and any(
+            isinstance(schedule, Adaptive | Gated) for schedule in schedules
+        )
+
+    # -- learning ------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Update actor and critic on the rollout buffer."""
+        policy, progress = self.policy, self._current_progress_remaining
+        policy.set_training_mode(True)
+        self._update_learning_rate(policy.optimizer)
+        update_learning_rate(policy.critic_optimizer, self.critic_lr_schedule(progress))
+        clip_range = self.clip_range(progress)
+        clip_range_vf = None if self.clip_range_vf is None else self.clip_range_vf(progress)
+        beta = self.beta(self.signals()) if policy.has_prior else 0.0
+        train_actor = self.n_iterations >= self.critic_warmup
+        stats: dict[str, list[th.Tensor]] = defaultdict(list)
+        approx_kl_exceeded = False
+
+        for epoch in range(self.n_epochs):
+            for batch in self.rollout_buffer.get(self.batch_size):
+                advantages = batch.advantages
+                if self.normalize_advantage and len(advantages) > 1:
+                    advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+                chains = policy.evaluate_chains(batch.observations, batch.actions)
+                surrogate = clipped_surrogate(
+                    chains.log_prob, batch.old_log_prob, advantages, clip_range, self.gamma_denoise
+                )
+                critic_loss = value_loss(
+                    chains.values.flatten(), batch.old_values, batch.returns, clip_range_vf
+                )
+                loss = surrogate.loss + self.vf_coef * critic_loss
+                if chains.prior_kl is not None:
+                    prior_kl = chains.prior_kl.mean()
+                    loss = loss + beta * prior_kl
+                    stats["prior_kl"].append(prior_kl.detach())
+
+                stats["loss"].append(loss.detach())
+                stats["policy_gradient_loss"].append(surrogate.loss.detach())
+                stats["value_loss"].append(critic_loss.detach())
+                stats["approx_kl"].append(surrogate.approx_kl)
+                stats["clip_fraction"].append(surrogate.clip_fraction)
+                stats["ratio_mean"].append(surrogate.ratio.mean())
+                stats["ratio_max"].append(surrogate.ratio.max())
+
+                if self.target_kl is not None and surrogate.approx_kl > 1.5 * self.target_kl:
+                    approx_kl_exceeded = True
+                    if self.verbose >= 1:
+                        print(
+                            f"Early stopping at step {epoch} due to reaching max kl: "
+                            f"{surrogate.approx_kl:.2f}"
+                        )
+                    break
+                policy.optimizer.zero_grad()
+                policy.critic_optimizer.zero_grad()
+                loss.backward()
+                if train_actor:
+                    th.nn.utils.clip_grad_norm_(policy.actor.parameters(), self.max_grad_norm)
+                    policy.optimizer.step()
+                th.nn.utils.clip_grad_norm_(policy.critic_parameters(), self.max_grad_norm)
+                policy.critic_optimizer.step()
+            self._n_updates += 1
+            if approx_kl_exceeded:
+                break
+
+        self.n_iterations += 1
+        means = {name: float(th.stack(values).mean()) for name, values in stats.items()}
+        self._prior_kl = means.get("prior_kl")
+        for name, value in means.items():
+            self.logger.record(f"train/{name}", value)
+        self.logger.record("train/beta", beta)
+        self.logger.record("train/clip_range", clip_range)
+        if clip_range_vf is not None:
+            self.logger.record("train/clip_range_vf", clip_range_vf)
+        self.logger.record(
+            "train/explained_variance",
+            explained_variance(
+                self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()
+            ),
+        )
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def learn(
+        self: SelfDiffusionPPO,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "DiffusionPPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfDiffusionPPO:
+        """
+        Train online; parameters as in SB3.
+
+        :param total_timesteps: number of decisions
+        :param callback: called at every step
+        :param log_interval: iterations between logs
+        :param tb_log_name: name of the run for TensorBoard
+        :param reset_num_timesteps: whether the count starts anew
+        :param progress_bar: whether to show one
+        :return: the model
+        """
+        if not self.policy.has_prior and self.n_iterations == 0:
+            log.warning(
+                "No prior: training from scratch, without the KL term. Call pretrain(demonstrations) or pass prior= to start from imitation."
+            )
+        return super().learn(
+            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+        )
+
+    # -- saving --------------------------------------------------------------------------------
+
+    def save(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        """
+        Save as SB3 does, and with a seed also the state of the random generators.
+
+        :param path: file
+        :param args: as in SB3
+        :param kwargs: as in SB3
+        """
+        self._random_state = None if self.seed is None else get_random_state()
+        super().save(path, *args, **kwargs)
+
+    @classmethod
+    def load(cls: type[SelfDiffusionPPO], path: Any, *args: Any, **kwargs: Any) -> SelfDiffusionPPO:
+        """
+        Load as SB3 does. A model that was given a seed also takes up the random generators' state, and so goes on as if it had never stopped
+        where the env does too; with ``seed=`` it starts from that seed.
+
+        :param path: file
+        :param args: as in SB3
+        :param kwargs: as in SB3
+        :return: the model
+        """
+        model = super().load(path, *args, **kwargs)
+        if model._random_state is not None and "seed" not in kwargs:
+            set_random_state(model._random_state)
+        return model

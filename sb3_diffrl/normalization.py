@@ -1,0 +1,112 @@
+"""Normalisation of observations, kept in the policy's state dict so that a saved policy is complete."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
+from torch import nn
+
+
+class Standardizer(nn.Module):
+    """
+    ``clamp((x - mean) / scale, -limit, limit)``; the identity until fitted.
+
+    :param space: the space of the observations, whose finite bounds give a near-constant entry its scale
+    """
+
+    mean: th.Tensor
+    scale: th.Tensor
+    limit: th.Tensor
+
+    def __init__(self, space: spaces.Box):
+        super().__init__()
+        self.space = space
+        self.register_buffer("mean", th.zeros(space.shape))
+        self.register_buffer("scale", th.ones(space.shape))
+        self.register_buffer("limit", th.tensor(th.inf))
+
+    def fit(self, observations: np.ndarray, scale_floor: float, limit: float) -> None:
+        """
+        Take mean and standard deviation from data.
+
+        :param observations: ``(M, *shape)``
+        :param scale_floor: smallest scale of an entry, as a fraction of half its range in the space, or where it
+            is unbounded of the largest standard deviation of all entries; so near-constant entries do not explode
+        :param limit: bound of the normalised values
+        """
+        mean = observations.mean(axis=0, dtype=np.float64)
+        std = observations.std(axis=0, dtype=np.float64)
+        with np.errstate(over="ignore"):
+            half_range = (self.space.high.astype(np.float64) - self.space.low) / 2
+        typical = std.max() if std.size and std.max() > 0 else 1.0
+        # A bound such as float32's largest number is none.
+        floor = scale_floor * np.where(half_range < 1e6, half_range, typical)
+        scale = np.maximum(std, floor)
+        self.mean.copy_(th.as_tensor(mean))
+        self.scale.copy_(th.as_tensor(np.where(scale > 0, scale, 1.0)))
+        self.limit.fill_(limit)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        """
+        :param observations: ``(B, *shape)``
+        :return: ``(B, *shape)`` normalised
+        """
+        return ((observations - self.mean) / self.scale).clamp(-self.limit, self.limit)
+
+
+class ObservationNormalizer(nn.Module):
+    """
+    Standardises each vector-valued Box observation; images and discrete observations pass unchanged.
+
+    :param space: observation space, Dict or not
+    """
+
+    def __init__(self, space: spaces.Space):
+        super().__init__()
+        parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+        self.standardizers = nn.ModuleDict(
+            {
+                f"obs_{key}": Standardizer(part)
+                for key, part in parts.items()
+                if isinstance(part, spaces.Box) and not is_image_space(part)
+            }
+        )
+
+    def fit(
+        self,
+        observations: np.ndarray | Mapping[str, np.ndarray],
+        scale_floor: float = 0.02,
+        limit: float = 5.0,
+    ) -> None:
+        """
+        Take the statistics from data; parameters as in :meth:`Standardizer.fit`.
+
+        :param observations: ``(M, *shape)``, or a mapping of such arrays
+        :param scale_floor: smallest scale
+        :param limit: bound of the normalised values
+        """
+        parts = observations if isinstance(observations, Mapping) else {"": observations}
+        for key, part in parts.items():
+            if f"obs_{key}" in self.standardizers:
+                self._standardizer(key).fit(part, scale_floor, limit)
+
+    def forward(
+        self, observations: th.Tensor | dict[str, th.Tensor]
+    ) -> th.Tensor | dict[str, th.Tensor]:
+        """
+        :param observations: preprocessed observations, a tensor or a dict of tensors
+        :return: the same, normalised
+        """
+        if isinstance(observations, dict):
+            return {key: self._normalize(key, part) for key, part in observations.items()}
+        return self._normalize("", observations)
+
+    def _standardizer(self, key: str) -> Standardizer:
+        standardizer = self.standardizers[f"obs_{key}"]
+        assert isinstance(standardizer, Standardizer)
+        return standardizer
+
+    def _normalize(self, key: str, part: th.Tensor) -> th.Tensor:
+        return self._standardizer(key)(part) if f"obs_{key}" in self.standardizers else part

@@ -1,0 +1,479 @@
+"""Actor-critic policies whose actor is a diffusion model."""
+
+import copy
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    NatureCNN,
+    create_mlp,
+)
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+from sb3_diffrl.diffusion import (
+    Denoiser,
+    DiffusionProcess,
+    MlpDenoiser,
+    gaussian_log_prob,
+    mixture_log_prob,
+    pathwise_kl,
+)
+from sb3_diffrl.normalization import ObservationNormalizer
+
+
+class DiffusionActor(nn.Module):
+    """
+    All that turns an observation into predicted noise; what the prior is a frozen copy of.
+
+    :param normalizer: normalises preprocessed observations
+    :param features_extractor: encodes them, ``(B, F)``
+    :param denoiser: the epsilon-network
+    """
+
+    def __init__(
+        self,
+        normalizer: ObservationNormalizer,
+        features_extractor: BaseFeaturesExtractor,
+        denoiser: Denoiser,
+    ):
+        super().__init__()
+        self.normalizer = normalizer
+        self.features_extractor = features_extractor
+        self.denoiser = denoiser
+
+    def condition(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        What the denoiser wants to know of the observation, computed once per decision.
+
+        :param obs: preprocessed observations, ``(B, ...)``
+        :return: ``(B, C)``
+        """
+        return self.denoiser.condition(self.features_extractor(self.normalizer(obs)))
+
+
+class ChainEvaluation(NamedTuple):
+    """
+    What the policy says of stored chains.
+
+    :param values: ``(B, 1)`` of the critic
+    :param log_prob: ``(B, K)`` nats per denoising step, of the policy or, where it mixes, of the mixture
+    :param prior_kl: ``(B,)`` nats per decision; None without a prior
+    """
+
+    values: th.Tensor
+    log_prob: th.Tensor
+    prior_kl: th.Tensor | None
+
+
+class DiffusionActorCriticPolicy(ActorCriticPolicy):
+    """
+    Diffusion actor and value network, with the frozen prior and the observation normaliser inside.
+
+    The denoising chain is the action in SB3's terms: ``forward`` returns flattened chains ``(N, (K + 1) D)`` and ``unscale_action`` takes
+    the last ``D`` entries to the env's action space.
+
+    :param observation_space: Observation space, Dict and images included
+    :param action_space: Box with finite bounds, of any shape; ``D`` entries
+    :param lr_schedule: learning rate of the actor
+    :param net_arch: hidden layers, ``dict(pi=[...], vf=[...])`` or one list for both; default three layers of 256 each
+    :param activation_fn: activation function of both networks
+    :param noise_schedule: ``"cosine"`` or ``"linear"``
+    :param noise_levels: number of noise levels ``T`` which the denoiser is trained on
+    :param denoising_steps: number of steps ``K`` per action, 1 to ``T``
+    :param eta: 1 samples as DDPM does, 0 as the deterministic DDIM
+    :param sigma_min: exploration floor: smallest standard deviation of a denoising step during rollouts, in units of half the action range
+    :param denoiser_class: epsilon-network, called with ``features_dim, action_dim, noise_levels, net_arch=, activation_fn=``
+    :param denoiser_kwargs: further arguments of it
+    :param features_extractor_class: encoder; by default chosen by the observation space
+    :param features_extractor_kwargs: its arguments
+    :param share_features_extractor: if True the critic reads the actor's features (without sending gradients), else it has an encoder of its own
+    :param normalize_images: whether to divide images by 255
+    :param optimizer_class: optimizer of actor and critic each
+    :param optimizer_kwargs: its arguments, without the learning rate
+    :param use_sde: not supported: the chain has noise of its own
+    """
+
+    default_features_extractor: ClassVar[type[BaseFeaturesExtractor] | None] = None
+
+    has_prior: th.Tensor
+    mixing: th.Tensor
+    initial_noise: th.Tensor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.Mish,
+        noise_schedule: str = "cosine",
+        noise_levels: int = 20,
+        denoising_steps: int = 5,
+        eta: float = 1.0,
+        sigma_min: float = 0.1,
+        denoiser_class: type[Denoiser] = MlpDenoiser,
+        denoiser_kwargs: dict[str, Any] | None = None,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        share_features_extractor: bool = False,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        use_sde: bool = False,
+    ):
+        if use_sde:
+            raise ValueError(
+                "use_sde=True is not supported: the denoising chain explores by its own noise. "
+                "Use policy_kwargs=dict(sigma_min=...) to set how much."
+            )
+        check_action_space(action_space)
+        self.diffusion_kwargs = dict(
+            noise_schedule=noise_schedule,
+            noise_levels=noise_levels,
+            denoising_steps=denoising_steps,
+            eta=eta,
+            sigma_min=sigma_min,
+        )
+        self.denoiser_class = denoiser_class
+        self.denoiser_kwargs = denoiser_kwargs or {}
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch=net_arch if net_arch is not None else [256, 256, 256],
+            activation_fn=activation_fn,
+            features_extractor_class=features_extractor_class
+            or self.default_features_extractor
+            or features_extractor_for(observation_space),
+            features_extractor_kwargs=features_extractor_kwargs,
+            share_features_extractor=share_features_extractor,
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+        )
+        # SB3 reserves squashed outputs for gSDE in its constructor; here it means that actions leave through `unscale_action`.
+        self._squash_output = True
+
+    # -- construction --------------------------------------------------------------------------
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        """Networks, prior and one optimizer each for actor and critic; called by SB3's constructor."""
+        self.process = DiffusionProcess(**self.diffusion_kwargs)
+        self.action_dim = int(np.prod(self.action_space.shape))
+        arch = self.net_arch
+        pi_arch, vf_arch = (
+            (arch.get("pi", []), arch.get("vf", [])) if isinstance(arch, dict) else (arch, arch)
+        )
+        denoiser = self.denoiser_class(
+            self.features_dim,
+            self.action_dim,
+            self.process.noise_levels,
+            net_arch=pi_arch,
+            activation_fn=self.activation_fn,
+            **self.denoiser_kwargs,
+        )
+        normalizer = ObservationNormalizer(self.observation_space)
+        self.actor = DiffusionActor(normalizer, self.pi_features_extractor, denoiser)
+        self.value_net = nn.Sequential(
+            *create_mlp(self.features_dim, 1, vf_arch, self.activation_fn)
+        )
+        self.prior = copy.deepcopy(self.actor).requires_grad_(False)
+        # Floats, for SB3 treats every entry of a state dict as one.
+        self.register_buffer("has_prior", th.tensor(0.0))
+        self.register_buffer("mixing", th.tensor(1.0))
+        # Where deterministic chains start: a fixed draw of typical norm, for zero noise is not a typical draw.
+        noise = th.randn(self.action_dim, generator=th.Generator().manual_seed(0))
+        self.register_buffer("initial_noise", noise / noise.norm() * self.action_dim**0.5)
+
+        self.optimizer = self.optimizer_class(
+            self.actor.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
+        )
+        self.critic_optimizer = self.optimizer_class(
+            self.critic_parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
+        )
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """:return: the parameters which the critic alone trains"""
+        parameters = list(self.value_net.parameters())
+        if not self.share_features_extractor:
+            parameters += list(self.vf_features_extractor.parameters())
+        return parameters
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return dict(
+            observation_space=self.observation_space,
+            action_space=self.action_space,
+            lr_schedule=self._dummy_schedule,
+            net_arch=self.net_arch,
+            activation_fn=self.activation_fn,
+            **self.diffusion_kwargs,
+            denoiser_class=self.denoiser_class,
+            denoiser_kwargs=self.denoiser_kwargs,
+            features_extractor_class=self.features_extractor_class,
+            features_extractor_kwargs=self.features_extractor_kwargs,
+            share_features_extractor=self.share_features_extractor,
+            normalize_images=self.normalize_images,
+            optimizer_class=self.optimizer_class,
+            optimizer_kwargs=self.optimizer_kwargs,
+        )
+
+    # -- the prior -----------------------------------------------------------------------------
+
+    def freeze_prior(self) -> None:
+        """Make the actor, as it is now, the prior."""
+        self.prior.load_state_dict(self.actor.state_dict())
+        self.has_prior.fill_(1.0)
+
+    def set_mixing(self, mixing: float) -> None:
+        """
+        :param mixing: weight ``p`` of the policy in ``p * policy + (1 - p) * prior``, in (0, 1]
+        :raises ValueError: outside this range, or below 1 without a prior
+        """
+        if not 0 < mixing <= 1:
+            raise ValueError(f"mixing must lie in (0, 1], got {mixing}.")
+        if mixing < 1 and not self.has_prior:
+            raise ValueError(
+                f"mixing={mixing} needs a prior: call pretrain() or pass prior= first."
+            )
+        self.mixing.fill_(mixing)
+
+    def train(self, mode: bool = True) -> "DiffusionActorCriticPolicy":
+        """
+        Set the training mode of all but the prior, which always evaluates.
+
+        :param mode: training or evaluation
+        :return: self
+        """
+        super().train(mode)
+        self.prior.eval()
+        return self
+
+    # -- sampling ------------------------------------------------------------------------------
+
+    def forward(
+        self, obs: PyTorchObs, deterministic: bool = False
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        Sample chains with the exploration floor, from the mixture of policy and prior.
+
+        :param obs: ``(N, ...)`` observations
+        :param deterministic: follow the most likely transitions from a fixed initial noise instead
+        :return: flattened chains ``(N, (K + 1) D)``, values ``(N, 1)``, log-likelihoods ``(N, K)``
+        """
+        obs = self.preprocess(obs)
+        chain, log_prob = self._sample_chain(obs, deterministic, self.process.std)
+        return chain.flatten(1), self._values(obs), log_prob
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """
+        The action alone, in [-1, 1].
+
+        :param observation: ``(N, ...)`` observations
+        :param deterministic: if False, fresh noise at every step but the last and no exploration floor; if True, the probability-flow ODE from a
+            fixed initial noise, of the mixture's likelier component: a function of the observation alone
+        :return: ``(N, D)``
+        """
+        obs = self.preprocess(observation)
+        chain, _ = self._sample_chain(obs, deterministic, self.process.sampling_std)
+        return chain[:, -1]
+
+    def _sample_chain(
+        self, obs: PyTorchObs, deterministic: bool, std: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param obs: preprocessed observations
+        :param deterministic: follow the ODE from the fixed initial noise
+        :param std: ``(K,)`` standard deviations to draw with
+        :return: chains ``(N, K + 1, D)`` and log-likelihoods ``(N, K)`` under the exploring policy
+        """
+        mixing = float(self.mixing)
+        if deterministic:
+            mixing = float(mixing >= 0.5)
+        actors = [self.actor] if mixing == 1 else [self.actor, self.prior]
+        conditions = [actor.condition(obs) for actor in actors]
+        n = len(conditions[0])
+        from_policy = th.ones(n, 1, dtype=th.bool, device=self.device)
+        if mixing < 1:
+            from_policy = th.rand(n, 1, device=self.device) < mixing
+
+        noisy = self.initial_noise.expand(n, -1)
+        if not deterministic:
+            noisy = th.randn_like(noisy)
+        chain, log_probs = [noisy], []
+        for step in range(self.process.denoising_steps):
+            means = [
+                self.process.step_mean(actor.denoiser, noisy, condition, step, ode=deterministic)
+                for actor, condition in zip(actors, conditions, strict=True)
+            ]
+            noisy = means[0] if mixing == 1 else th.where(from_policy, *means)
+            if not deterministic:
+                noisy = noisy + std[step] * th.randn_like(noisy)
+            chain.append(noisy)
+            log_probs.append(
+                [gaussian_log_prob(noisy, mean, self.process.std[step]) for mean in means]
+            )
+        stacked = [th.stack(part, dim=1) for part in zip(*log_probs, strict=True)]
+        log_prob = stacked[0]
+        if 0 < mixing < 1:
+            log_prob = mixture_log_prob(*stacked, self.mixing)
+        return th.stack(chain, dim=1), log_prob
+
+    # -- evaluation ----------------------------------------------------------------------------
+
+    def evaluate_chains(self, obs: PyTorchObs, actions: th.Tensor) -> ChainEvaluation:
+        """
+        Values, likelihoods and prior KL of stored chains, with one network call each.
+
+        :param obs: ``(B, ...)`` observations
+        :param actions: ``(B, (K + 1) D)`` flattened chains
+        :return: the evaluation
+        """
+        obs = self.preprocess(obs)
+        chain = actions.view(len(actions), -1, self.action_dim)
+        std = self.process.std
+        means = self.process.chain_means(self.actor.denoiser, chain, self.actor.condition(obs))
+        log_prob = gaussian_log_prob(chain[:, 1:], means, std)
+        prior_kl = None
+        if self.has_prior:
+            with th.no_grad():
+                condition = self.prior.condition(obs)
+                prior_means = self.process.chain_means(self.prior.denoiser, chain, condition)
+            prior_kl = pathwise_kl(means, prior_means, std)
+            if self.mixing < 1:
+                prior_log_prob = gaussian_log_prob(chain[:, 1:], prior_means, std)
+                log_prob = mixture_log_prob(log_prob, prior_log_prob, self.mixing)
+        return ChainEvaluation(self._values(obs), log_prob, prior_kl)
+
+    def evaluate_actions(
+        self, obs: PyTorchObs, actions: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor, None]:
+        """
+        Evaluate chains, under SB3's name.
+
+        :param obs: ``(B, ...)`` observations
+        :param actions: ``(B, (K + 1) D)`` flattened chains
+        :return: values ``(B, 1)``, log-likelihoods ``(B, K)``, and None: a chain's action has no entropy in closed form
+        """
+        evaluation = self.evaluate_chains(obs, actions)
+        return evaluation.values, evaluation.log_prob, None
+
+    def predict_values(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: ``(B, ...)`` observations
+        :return: ``(B, 1)`` values
+        """
+        return self._values(self.preprocess(obs))
+
+    def denoising_loss(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """
+        Imitation loss of the actor.
+
+        :param obs: ``(B, ...)`` observations
+        :param actions: ``(B, D)`` scaled actions in [-1, 1]
+        :return: ``(B,)`` one draw each of the epsilon loss
+        """
+        condition = self.actor.condition(self.preprocess(obs))
+        return self.process.denoising_loss(self.actor.denoiser, condition, actions)
+
+    def get_distribution(self, obs: PyTorchObs) -> Any:
+        """Not available: the action's marginal distribution has no closed form; see ``evaluate_actions``."""
+        raise NotImplementedError(
+            "A diffusion policy's action distribution has no closed form. Use "
+            "evaluate_actions(obs, chains) for the likelihood of chains, or predict() to sample."
+        )
+
+    def preprocess(self, obs: PyTorchObs) -> PyTorchObs:
+        """
+        :param obs: ``(B, ...)`` raw observations
+        :return: floats, images divided by 255, discrete observations one-hot
+        """
+        return preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
+
+    def _values(self, obs: PyTorchObs) -> th.Tensor:
+        features = self.vf_features_extractor(self.actor.normalizer(obs))
+        if self.share_features_extractor:
+            features = features.detach()
+        return self.value_net(features)
+
+    # -- action space --------------------------------------------------------------------------
+
+    def scale_action(self, action: np.ndarray) -> np.ndarray:
+        """
+        :param action: ``(N, *shape)`` in the env's units
+        :return: ``(N, *shape)`` float32 in [-1, 1]
+        """
+        return np.asarray(super().scale_action(action), dtype=np.float32)
+
+    def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
+        """
+        The env's action of chains or of scaled actions.
+
+        :param scaled_action: ``(N, (K + 1) D)`` flattened chains, or ``(N, *shape)`` actions; clipped to [-1, 1]
+        :return: ``(N, *shape)`` in the env's units and dtype
+        """
+        last = scaled_action.reshape(len(scaled_action), -1)[:, -self.action_dim :]
+        action = super().unscale_action(last.reshape(-1, *self.action_space.shape).clip(-1, 1))
+        assert isinstance(self.action_space, spaces.Box)
+        if np.issubdtype(self.action_space.dtype, np.integer):
+            action = np.rint(action)
+        # Rounding must not step over the bounds.
+        action = action.astype(self.action_space.dtype)
+        return action.clip(self.action_space.low, self.action_space.high)
+
+
+class DiffusionMlpPolicy(DiffusionActorCriticPolicy):
+    """``"MlpPolicy"``: flattens the observation."""
+
+    default_features_extractor = FlattenExtractor
+
+
+class DiffusionCnnPolicy(DiffusionActorCriticPolicy):
+    """``"CnnPolicy"``: encodes an image by SB3's NatureCNN."""
+
+    default_features_extractor = NatureCNN
+
+
+class DiffusionMultiInputPolicy(DiffusionActorCriticPolicy):
+    """``"MultiInputPolicy"``: encodes a Dict observation by SB3's CombinedExtractor."""
+
+    default_features_extractor = CombinedExtractor
+
+
+def features_extractor_for(observation_space: spaces.Space) -> type[BaseFeaturesExtractor]:
+    """
+    :param observation_space: any space SB3 supports
+    :return: the encoder that SB3 would choose for it
+    """
+    if isinstance(observation_space, spaces.Dict):
+        return CombinedExtractor
+    return NatureCNN if is_image_space(observation_space) else FlattenExtractor
+
+
+def check_action_space(space: spaces.Space) -> None:
+    """
+    :param space: action space
+    :raises ValueError: unless it is a Box with finite, distinct bounds, saying what to use
+    """
+    if not isinstance(space, spaces.Box):
+        raise ValueError(
+            f"DiffusionPPO needs a Box action space, got {space}. "
+            "Use SB3's PPO for discrete actions, or wrap the env to expose a continuous action."
+        )
+    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        raise ValueError(
+            f"DiffusionPPO needs finite action bounds, got {space}. Wrap the env, for instance in "
+            "gymnasium.wrappers.RescaleAction or ClipAction with a finite Box."
+        )
+    if not (space.low < space.high).all():
+        raise ValueError(
+            f"DiffusionPPO needs low < high for every action entry, got {space}. "
+            "Remove the constant entries by a wrapper."
+        )

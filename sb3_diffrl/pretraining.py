@@ -1,0 +1,312 @@
+"""Imitation: training the diffusion policy on demonstrations (paper, section 2.1)."""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecNormalize
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm.auto import tqdm
+
+from sb3_diffrl.demonstrations import Demonstrations
+from sb3_diffrl.policies import DiffusionActorCriticPolicy
+
+
+@dataclass(frozen=True)
+class PretrainingResult:
+    """
+    How pre-training went.
+
+    :param gradient_steps: steps taken, fewer than asked after an early stop
+    :param train_loss: epsilon loss, averaged over the last validation interval
+    :param validation_loss: epsilon loss of the averaged weights on the validation episodes; NaN without any
+    :param stopped_early: whether the validation loss had stopped falling
+    """
+
+    gradient_steps: int
+    train_loss: float
+    validation_loss: float
+    stopped_early: bool
+
+
+def pretrain(
+    policy: DiffusionActorCriticPolicy,
+    demonstrations: Demonstrations,
+    *,
+    gradient_steps: int = 10_000,
+    batch_size: int = 256,
+    learning_rate: float = 1e-3,
+    warmup_steps: int = 500,
+    weight_decay: float = 1e-6,
+    ema_decay: float = 0.995,
+    validation_fraction: float = 0.1,
+    validation_interval: int = 500,
+    patience: int | None = 10,
+    scale_floor: float = 0.02,
+    normalizer_limit: float = 5.0,
+    seed: int = 0,
+    logger: Logger | None = None,
+    progress_bar: bool = False,
+) -> PretrainingResult:
+    """
+    Train the actor by ``E||eps - eps_theta(a_t, t, s)||^2``, then freeze it as the prior.
+
+    AdamW with linear warm-up and cosine decay; the exponential moving average of the weights is what is kept, that of the best validation
+    where ``patience`` is set. The observation normaliser is fitted to the demonstrations first.
+
+    :param policy: the policy to train, on its device
+    :param demonstrations: what to imitate, checked against the policy's spaces
+    :param gradient_steps: number of minibatches
+    :param batch_size: decisions per minibatch
+    :param learning_rate: peak learning rate
+    :param warmup_steps: steps over which it rises
+    :param weight_decay: of AdamW
+    :param ema_decay: decay of the average per step; it warms up with the number of steps
+    :param validation_fraction: fraction of the episodes held out, 0 for none
+    :param validation_interval: steps between validations
+    :param patience: stop after so many validations without a new best; None trains to the end
+    :param scale_floor: see :meth:`~sb3_diffrl.normalization.Standardizer.fit`
+    :param normalizer_limit: bound of normalised observations
+    :param seed: of the validation split
+    :param logger: records ``pretrain/…`` if given
+    :param progress_bar: whether to show one
+    :return: losses and steps taken
+    :raises ValueError: for demonstrations that do not fit the policy's spaces, naming field, index and expectation
+    """
+    demonstrations = check_demonstrations(demonstrations, policy)
+    train, validation = demonstrations, None
+    if validation_fraction > 0 and len(demonstrations) > 1:
+        train, validation = demonstrations.split(validation_fraction, seed=seed)
+    policy.actor.normalizer.fit(
+        preprocessed(policy, train.observations), scale_floor, normalizer_limit
+    )
+    train_obs, train_actions = as_tensors(policy, train)
+
+    optimizer = th.optim.AdamW(
+        policy.actor.parameters(), lr=learning_rate, weight_decay=weight_decay
+    )
+    scheduler = LambdaLR(
+        optimizer, lambda step: warmup_cosine(step, gradient_steps, warmup_steps)
+    )
+    average = copy.deepcopy(policy.actor)
+    best_state, best_loss, best_step = average.state_dict(), math.inf, 0
+    losses: list[th.Tensor] = []
+    train_loss = validation_loss = math.nan
+    stopped_early = False
+    step = 0
+    policy.set_training_mode(True)
+    for step in tqdm(range(1, gradient_steps + 1), "pre-training", disable=not progress_bar):
+        batch = th.randint(len(train_actions), (batch_size,), device=policy.device)
+        loss = policy.denoising_loss(index(train_obs, batch), train_actions[batch]).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        update_average(average, policy.actor, min(ema_decay, (1 + step) / (10 + step)))
+        losses.append(loss.detach())
+
+        if step % validation_interval == 0 or step == gradient_steps:
+            train_loss = float(th.stack(losses).mean())
+            losses.clear()
+            if validation is not None:
+                validation_loss = _validate(policy, average, validation)
+                if validation_loss < best_loss:
+                    best_state = copy.deepcopy(average.state_dict())
+                    best_loss, best_step = validation_loss, step
+            if logger is not None:
+                logger.record("pretrain/loss", train_loss)
+                logger.record("pretrain/validation_loss", validation_loss)
+                logger.record("pretrain/learning_rate", scheduler.get_last_lr()[0])
+                logger.dump(step)
+            if patience is not None and validation is not None:
+                stopped_early = step - best_step >= patience * validation_interval
+                if stopped_early:
+                    break
+
+    keep_best = patience is not None and validation is not None
+    policy.actor.load_state_dict(best_state if keep_best else average.state_dict())
+    policy.set_training_mode(False)
+    policy.freeze_prior()
+    return PretrainingResult(
+        step, train_loss, best_loss if keep_best else validation_loss, stopped_early
+    )
+
+
+def freeze_observation_statistics(
+    env: VecNormalize, demonstrations: Demonstrations
+) -> Demonstrations:
+    """
+    Set the observation statistics from demonstrations and hold them.
+
+    :param env: wrapper whose ``obs_rms`` is replaced
+    :param demonstrations: in the env's own units
+    :return: the demonstrations as the policy will see them
+    """
+
+    def frozen(part: np.ndarray) -> FrozenMeanStd:
+        statistics = FrozenMeanStd(shape=part.shape[1:])
+        statistics.mean = part.mean(axis=0, dtype=np.float64)
+        statistics.var = part.var(axis=0, dtype=np.float64)
+        statistics.count = len(part)
+        return statistics
+
+    observations = demonstrations.observations
+    if isinstance(env.obs_rms, dict):
+        assert isinstance(observations, dict)
+        env.obs_rms = {key: frozen(observations[key]) for key in env.obs_rms}
+    else:
+        assert not isinstance(observations, dict)
+        env.obs_rms = frozen(observations)
+    return dataclasses.replace(demonstrations, observations=env.normalize_obs(observations))
+
+
+class FrozenMeanStd(RunningMeanStd):
+    """Statistics of observations that no longer move."""
+
+    def update(self, arr: np.ndarray) -> None:
+        """Ignore new data."""
+
+
+def warmup_cosine(step: int, n_steps: int, warmup_steps: int) -> float:
+    """
+    :param step: number of optimizer steps done
+    :param n_steps: number of steps in all
+    :param warmup_steps: steps of linear warm-up
+    :return: fraction of the peak learning rate
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, n_steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+@th.no_grad()
+def update_average(average: th.nn.Module, module: th.nn.Module, decay: float) -> None:
+    """
+    In-place exponential moving average of parameters; buffers are copied.
+
+    :param average: module that holds the average
+    :param module: module that is averaged
+    :param decay: weight of the old average
+    """
+    th._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
+    for kept, new in zip(average.buffers(), module.buffers(), strict=True):
+        kept.copy_(new)
+
+
+def check_demonstrations(
+    demonstrations: Demonstrations, policy: DiffusionActorCriticPolicy
+) -> Demonstrations:
+    """
+    Check against the policy's spaces; images are brought to SB3's channel-first order.
+
+    :param demonstrations: what the user brought
+    :param policy: the policy that is to imitate them
+    :return: the demonstrations in the policy's layout
+    :raises ValueError: naming field, first bad index and expected shape
+    """
+    if not isinstance(demonstrations, Demonstrations):
+        raise ValueError(
+            f"demonstrations: expected sb3_diffrl.Demonstrations, got {type(demonstrations)}. "
+            "Build them by Demonstrations.from_arrays(observations, actions, episode_ends)."
+        )
+    space = policy.observation_space
+    observations: Any = demonstrations.observations
+    if isinstance(observations, dict) and isinstance(space, spaces.Dict):
+        observations = {
+            key: _channels_first(part, space.spaces.get(key)) for key, part in observations.items()
+        }
+    elif not isinstance(observations, dict):
+        observations = _channels_first(observations, space)
+    checked = Demonstrations(
+        observations,
+        demonstrations.actions,
+        demonstrations.episode_ends,
+        demonstrations.rewards,
+        demonstrations.successes,
+    )
+    assert isinstance(policy.action_space, spaces.Box)
+    checked.validate(space, policy.action_space)
+    return checked
+
+
+def as_tensors(
+    policy: DiffusionActorCriticPolicy, demonstrations: Demonstrations
+) -> tuple[PyTorchObs, th.Tensor]:
+    """
+    :param policy: gives device and action scale
+    :param demonstrations: checked demonstrations, ``M`` decisions
+    :return: observations ``(M, ...)`` and scaled actions ``(M, D)``
+    """
+    observations, _ = policy.obs_to_tensor(demonstrations.observations)
+    scaled = policy.scale_action(demonstrations.actions)
+    actions = th.as_tensor(scaled, device=policy.device).flatten(1)
+    return observations, actions
+
+
+def index(observations: PyTorchObs, batch: th.Tensor) -> PyTorchObs:
+    """
+    :param observations: ``(M, ...)``, or a dict of such tensors
+    :param batch: ``(B,)`` indices
+    :return: ``(B, ...)``
+    """
+    if isinstance(observations, dict):
+        return {key: part[batch] for key, part in observations.items()}
+    return observations[batch]
+
+
+def preprocessed(
+    policy: DiffusionActorCriticPolicy, observations: np.ndarray | dict[str, np.ndarray]
+) -> np.ndarray | Mapping[str, np.ndarray]:
+    """
+    The vector-valued observations as floats, for the normaliser's statistics; images are left out.
+
+    :param policy: gives the observation space
+    :param observations: ``(M, ...)``
+    :return: float arrays
+    """
+
+    def floats(items: Iterable[tuple[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        space = policy.observation_space
+        assert isinstance(space, spaces.Dict)
+        return {
+            key: part.astype(np.float32)
+            for key, part in items
+            if isinstance(space[key], spaces.Box) and not is_image_space(space[key])
+        }
+
+    return floats(observations.items()) if isinstance(observations, dict) else observations
+
+
+def _channels_first(images: np.ndarray, space: spaces.Space | None) -> np.ndarray:
+    if space is None or not is_image_space(space):
+        return images
+    last = (*space.shape[1:], space.shape[0]) if space.shape else ()
+    return np.moveaxis(images, -1, 1) if images.shape[1:] == last else images
+
+
+def _validate(
+    policy: DiffusionActorCriticPolicy, average: th.nn.Module, validation: Demonstrations
+) -> float:
+    """Epsilon loss of the averaged weights, on noise that is the same each time."""
+    observations, actions = as_tensors(policy, validation)
+    devices = [policy.device] if policy.device.type == "cuda" else []
+    average.eval()
+    with th.no_grad(), th.random.fork_rng(devices):
+        th.manual_seed(0)
+        condition = average.condition(policy.preprocess(observations))
+        losses = [
+            policy.process.denoising_loss(average.denoiser, condition, actions).mean()
+            for _ in range(8)
+        ]
+    return float(th.stack(losses).mean())

@@ -1,0 +1,272 @@
+"""
+Schedules of the method's knobs: the KL weight ``beta``, the mixing weight ``p``, the imitation weight.
+
+A schedule is a picklable object called once per iteration with the :class:`Signals` of training. Each is set by
+a number (constant), a string such as ``"adaptive_0.1"`` (kind, then its arguments in order), a mapping
+such as ``{"kind": "linear", "initial": 0.1, "final": 0.01}``, or a schedule object of the user's own.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class Signals:
+    """
+    What a schedule may look at.
+
+    :param progress: fraction of the training done, 0 to 1
+    :param improvement: performance gained on the prior, 0 (none) to 1 (target reached)
+    :param prior_kl: KL divergence from the prior in nats per decision, measured in the last update; None before the first
+    """
+
+    progress: float = 0.0
+    improvement: float = 0.0
+    prior_kl: float | None = None
+
+
+Schedule = Callable[[Signals], float]
+ScheduleSpec = float | str | Mapping[str, Any] | Schedule
+
+
+@dataclass
+class Constant:
+    """:param value: the value at all times"""
+
+    value: float
+
+    def __call__(self, signals: Signals) -> float:
+        return self.value
+
+
+@dataclass
+class Linear:
+    """
+    Straight line over training.
+
+    :param initial: value at the start
+    :param final: value at the end
+    """
+
+    initial: float
+    final: float = 0.0
+
+    def __call__(self, signals: Signals) -> float:
+        return self.initial + (self.final - self.initial) * signals.progress
+
+
+@dataclass
+class Cosine:
+    """
+    Half a cosine over training: flat at both ends.
+
+    :param initial: value at the start
+    :param final: value at the end
+    """
+
+    initial: float
+    final: float = 0.0
+
+    def __call__(self, signals: Signals) -> float:
+        weight = (1 + math.cos(math.pi * signals.progress)) / 2
+        return self.final + (self.initial - self.final) * weight
+
+
+@dataclass
+class Adaptive:
+    """
+    ``initial * max(floor, 1 - improvement)`` (paper, section 2.4).
+
+    :param initial: value while nothing has been gained, ``beta_init``
+    :param floor: smallest fraction of it that is kept, 0 to 1
+    """
+
+    initial: float
+    floor: float = 0.1
+
+    def __call__(self, signals: Signals) -> float:
+        return self.initial * max(self.floor, 1 - signals.improvement)
+
+
+@dataclass
+class Gated:
+    """
+    Rises with the measured improvement, not with time.
+
+    :param initial: value while nothing has been gained
+    :param final: value when the performance target is reached
+    """
+
+    initial: float
+    final: float = 1.0
+
+    def __call__(self, signals: Signals) -> float:
+        return self.initial + (self.final - self.initial) * signals.improvement
+
+
+@dataclass
+class KlController:
+    """
+    Multiplies the weight up or down to hold the prior KL at a target (Ziegler et al. 2019, section 2.2).
+
+    :param initial: weight at the start, above 0
+    :param target: KL divergence to hold, nats per decision, above 0
+    :param gain: largest relative change per iteration is 0.2 times this
+    :param value: current weight; ``initial`` at the start
+    """
+
+    initial: float
+    target: float
+    gain: float = 0.5
+    value: float = field(default=math.nan, repr=False)
+    positive: ClassVar[tuple[str, ...]] = ("initial", "target", "gain")
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.value):
+            self.value = self.initial
+
+    def __call__(self, signals: Signals) -> float:
+        if signals.prior_kl is not None:
+            error = min(max(signals.prior_kl / self.target - 1, -0.2), 0.2)
+            self.value *= 1 + self.gain * error
+        return self.value
+
+
+KINDS: dict[str, type] = {
+    "constant": Constant,
+    "linear": Linear,
+    "cosine": Cosine,
+    "adaptive": Adaptive,
+    "gated": Gated,
+    "kl_controller": KlController,
+}
+
+
+@dataclass(frozen=True)
+class Knob:
+    """
+    One argument of the algorithm that takes a schedule.
+
+    :param name: name of the argument
+    :param kinds: kinds of schedule that make sense for it
+    :param final: where linear and cosine schedules end unless they say
+    :param maximum: largest value allowed
+    :param minimum: smallest value allowed
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    final: float
+    minimum: float = 0.0
+    maximum: float = math.inf
+
+    def schedule(self, spec: ScheduleSpec) -> Schedule:
+        """
+        Build the schedule that a user named.
+
+        :param spec: number, string, mapping or schedule
+        :return: the schedule
+        :raises ValueError: saying what was wrong and what is expected
+        """
+        if isinstance(spec, bool) or spec is None:
+            raise self._error(spec, "it is no weight")
+        if isinstance(spec, int | float):
+            return self._build(spec, "constant", [float(spec)], {})
+        if isinstance(spec, str):
+            return self._parse(spec)
+        if isinstance(spec, Mapping):
+            arguments = dict(spec)
+            kind = arguments.pop("kind", None)
+            if kind not in self.kinds:
+                raise self._error(spec, f"kind {kind!r} is unknown")
+            return self._build(spec, kind, [], arguments)
+        if callable(spec):
+            return spec
+        raise self._error(spec, f"a {type(spec).__name__} is no schedule")
+
+    def _parse(self, spec: str) -> Schedule:
+        for kind in self.kinds:
+            if spec == kind or spec.startswith(kind + "_"):
+                words = [word for word in spec[len(kind) :].split("_") if word]
+                break
+        else:
+            kind, words = "constant", [spec]
+        try:
+            values = [float(word) for word in words]
+        except ValueError as error:
+            raise self._error(spec, "it is neither a known kind nor a number") from error
+        return self._build(spec, kind, values, {})
+
+    def _build(
+        self, spec: ScheduleSpec, kind: str, values: list[float], arguments: dict[str, Any]
+    ) -> Schedule:
+        names = [f.name for f in fields(KINDS[kind]) if f.repr]
+        if kind in ("linear", "cosine") and len(values) < 2:
+            arguments.setdefault("final", self.final)
+        try:
+            schedule: Schedule = KINDS[kind](*values, **arguments)
+        except TypeError as error:
+            raise self._error(spec, f"{kind} takes {', '.join(names)}") from error
+        for name in names:
+            self._check(spec, name, getattr(schedule, name), kind)
+        return schedule
+
+    def _check(self, spec: ScheduleSpec, name: str, value: Any, kind: str) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self._error(spec, f"{name} must be a number, got {value!r}")
+        low, high = self.minimum, self.maximum
+        if name == "floor":
+            low, high = 0.0, 1.0
+        if not low <= value <= high:
+            raise self._error(spec, f"{name} must lie between {low:g} and {high:g}, got {value}")
+        if value == 0 and name in getattr(KINDS[kind], "positive", ()):
+            raise self._error(spec, f"{name} must be above 0")
+
+    def _error(self, spec: object, reason: str) -> ValueError:
+        return ValueError(
+            f"{self.name}={spec!r}: {reason}. Expected a number, a string such as "
+            f"'linear_0.5_{self.final:g}', or a mapping with 'kind' and its arguments; "
+            f"kinds for {self.name}: {', '.join(self.kinds)}."
+        )
+
+
+BETA = Knob("beta", ("constant", "linear", "cosine", "adaptive", "kl_controller"), final=0.0)
+MIXING = Knob(
+    "mixing", ("constant", "linear", "cosine", "gated"), final=1.0, minimum=0.01, maximum=1.0
+)
+IMITATION = Knob("imitation", ("constant", "linear", "cosine", "adaptive"), final=0.0)
+
+
+@dataclass
+class Improvement:
+    """
+    Performance gained on the prior, as a fraction of what there is to gain.
+
+    ``clip((performance - prior) / (target - prior), 0, 1)``, 0 where the prior already meets the target.
+    Performance is the mean over a window of episodes (SB3's ``stats_window_size``), which smooths it.
+
+    :param target: performance at which the improvement is 1
+    :param prior: performance of the prior, measured over the episodes before the first policy update
+    :param value: improvement at the last call of ``update``
+    """
+
+    target: float | None = None
+    prior: float | None = None
+    value: float = 0.0
+
+    def update(self, performance: float | None, acted_by_prior: bool) -> float:
+        """
+        :param performance: mean over the window of episodes, None before the first episode has ended
+        :param acted_by_prior: whether the window holds episodes of the prior alone
+        :return: the improvement
+        """
+        if performance is None or self.target is None:
+            return self.value
+        if acted_by_prior or self.prior is None:
+            self.prior = performance
+        gap = self.target - self.prior
+        gain = performance - self.prior
+        self.value = min(max(gain / gap, 0.0), 1.0) if gap > 0 else 0.0
+        return self.value
