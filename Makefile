@@ -23,8 +23,7 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "constraints.txt needs Python 3.11 or \
-	newer. With 3.10, install without it: pip install -e .[dev]")'
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "The pins need Python 3.11 or newer.")'
 	$(BIN)/python -m pip install --quiet -c constraints.txt --upgrade pip
 	$(BIN)/python -m pip install -c constraints.txt --build-constraint constraints.txt -e '.[dev]'
 	touch $@

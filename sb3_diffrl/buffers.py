@@ -12,8 +12,8 @@ class ChainBufferMixin:
     """
     Widens a rollout buffer of SB3's, of ``n_steps`` by ``N`` envs.
 
-    ``actions`` hold flattened chains ``(n_steps, N, (K + 1) D)``, ``log_probs`` one entry per denoising step
-    ``(n_steps, N, K)``.
+    ``actions`` hold flattened chains ``(n_steps, N, (K + 1) D)``, ``log_probs`` one entry per
+    denoising step ``(n_steps, N, K)``.
     """
 
     chain_dim: int | None = None

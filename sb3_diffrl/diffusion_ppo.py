@@ -1,5 +1,6 @@
 """PPO through the denoising chain, regularised to a frozen diffusion prior."""
 
+import dataclasses
 import logging
 import pathlib
 from collections import defaultdict
@@ -25,6 +26,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_diffrl.buffers import ChainBufferMixin, chain_buffer_class
 from sb3_diffrl.demonstrations import Demonstrations
+from sb3_diffrl.imitation import Imitation, ImitationBuffer, ImitationSpec, imitation_losses
 from sb3_diffrl.losses import clipped_surrogate, value_loss
 from sb3_diffrl.policies import (
     DiffusionActorCriticPolicy,
@@ -39,6 +41,7 @@ from sb3_diffrl.schedules import (
     BETA,
     MIXING,
     Adaptive,
+    Constant,
     Gated,
     Improvement,
     ScheduleSpec,
@@ -52,20 +55,29 @@ log = logging.getLogger(__name__)
 
 class DiffusionPPO(PPO):
     """
-    Diffusion policy fine-tuned online by PPO: maximises ``E[R] - beta * KL(policy || prior)`` (paper, section 2.2).
+    Diffusion policy fine-tuned online by PPO: maximises ``E[R] - beta * KL(policy || prior)``
+    (paper, section 2.2).
 
-    Used as SB3's PPO, whose arguments all apply. ``total_timesteps`` counts decisions; environment steps are logged beside them.
+    Used as SB3's PPO, whose arguments all apply. ``total_timesteps`` counts decisions; environment
+    steps are logged beside them.
 
-    :param policy: ``"policy"`` (chosen by the observation space), ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"``, or a class
+    :param policy: ``"policy"`` (chosen by the observation space), ``"MlpPolicy"``, ``"CnnPolicy"``,
+        ``"MultiInputPolicy"``, or a class
     :param env: environment, its id, or a VecEnv; Box actions with finite bounds
-    :param prior: a saved model (its path), a model or a policy to start from, which becomes the frozen prior; its ``policy_kwargs`` are taken
-        over unless given. Without it, and until ``pretrain`` is called, training is from scratch and has no KL term
-    :param beta: weight of the prior KL, see :mod:`sb3_diffrl.schedules`; 0 for no KL term, a number for a fixed weight
-    :param mixing: weight ``p`` of the policy in the behaviour ``p * policy + (1 - p) * prior``; 1 for no mixing
-    :param performance_target: performance at which the improvement of adaptive schedules is 1; by default 1 for success
-        rates, and required where the env reports returns only
+    :param prior: a saved model (its path), a model or a policy to start from, which becomes the
+        frozen prior; its ``policy_kwargs`` are taken over unless given. Without it, and until
+        ``pretrain`` is called, training is from scratch and has no KL term
+    :param beta: weight of the prior KL, see :mod:`sb3_diffrl.schedules`; 0 for no KL term, a number
+        for a fixed weight
+    :param mixing: weight ``p`` of the policy in the behaviour ``p * policy + (1 - p) * prior``; 1
+        for no mixing
+    :param imitation: weight of the denoising loss that goes on during RL, or a mapping of its
+        terms, see :mod:`sb3_diffrl.imitation`
+    :param performance_target: performance at which the improvement of adaptive schedules is 1; by
+        default 1 for success rates, and required where the env reports returns only
     :param gamma_denoise: discount of the advantage per denoising step still to go
-    :param critic_learning_rate: learning rate of the critic, a number or a function of the progress remaining
+    :param critic_learning_rate: learning rate of the critic, a number or a function of the progress
+        remaining
     :param critic_warmup: number of iterations in which the critic alone is trained
     :param args: positional arguments of :class:`stable_baselines3.PPO`
     :param kwargs: keyword arguments of it
@@ -82,11 +94,12 @@ class DiffusionPPO(PPO):
     def __init__(
         self,
         policy: str | type[DiffusionActorCriticPolicy],
-        env: GymEnv | str | None,
+        env: GymEnv | str,
         *args: Any,
         prior: "str | pathlib.Path | DiffusionPPO | DiffusionActorCriticPolicy | None" = None,
         beta: ScheduleSpec = "adaptive_0.1",
         mixing: ScheduleSpec = 1.0,
+        imitation: ImitationSpec = 0.0,
         performance_target: float | None = None,
         gamma_denoise: float = 0.99,
         critic_learning_rate: float | ProgressSchedule = 1e-3,
@@ -100,9 +113,11 @@ class DiffusionPPO(PPO):
         if isinstance(prior, DiffusionPPO):
             kwargs.setdefault("policy_kwargs", prior.policy_kwargs)
             prior = prior.policy
-        super().__init__(policy, env, *args, _init_setup_model=False, **kwargs)
+        super().__init__(policy, env, *args, _init_setup_model=False, **kwargs)  # type: ignore[misc]  # *args
         self.beta = BETA.schedule(beta)
         self.mixing = MIXING.schedule(mixing)
+        self.imitation = Imitation.parse(imitation)
+        self.imitation_buffer = ImitationBuffer(self.imitation.capacity)
         self.improvement = Improvement(performance_target)
         self.gamma_denoise = gamma_denoise
         self.critic_learning_rate = critic_learning_rate
@@ -137,6 +152,7 @@ class DiffusionPPO(PPO):
         assert isinstance(self.rollout_buffer, ChainBufferMixin)
         steps = self.policy.process.denoising_steps
         self.rollout_buffer.set_chain_shape((steps + 1) * self.policy.action_dim, steps)
+        self._outcomes = np.zeros((self.n_steps, self.n_envs), np.int8)
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "policy.critic_optimizer"], []
@@ -160,30 +176,48 @@ class DiffusionPPO(PPO):
         self.policy.freeze_prior()
         self._forget_improvement()
 
+    def set_demonstrations(self, demonstrations: Demonstrations) -> None:
+        """
+        Give demonstrations to imitate during RL where the prior was trained elsewhere, or after
+        loading.
+
+        :param demonstrations: in the env's own units
+        :raises ValueError: where they do not fit the spaces
+        """
+        self.imitation_buffer.set_demonstrations(self._as_seen(demonstrations), self.policy)
+
+    def _as_seen(self, demonstrations: Demonstrations) -> Demonstrations:
+        """Normalise as the env does, where it does."""
+        env = self._vec_normalize_env
+        if env is None or not env.norm_obs:
+            return demonstrations
+        observations = env.normalize_obs(demonstrations.observations)
+        return dataclasses.replace(demonstrations, observations=observations)
+
     def pretrain(self, demonstrations: Demonstrations, **kwargs: Any) -> PretrainingResult:
         """
         Imitate demonstrations, then freeze the result as the prior (paper, section 2.1).
 
-        Under ``VecNormalize(norm_obs=True)`` the observation statistics are set from the demonstrations and held from then on, for moving
-        statistics would drift the frozen prior.
+        Under ``VecNormalize(norm_obs=True)`` the observation statistics are set from the
+        demonstrations and held from then on, for moving statistics would drift the frozen prior.
 
         :param demonstrations: what to imitate, in the env's own units
         :param kwargs: see :func:`sb3_diffrl.pretraining.pretrain`
         :return: losses and steps taken
         """
         if self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs:
-            demonstrations = freeze_observation_statistics(self._vec_normalize_env, demonstrations)
+            freeze_observation_statistics(self._vec_normalize_env, demonstrations)
         if not self._custom_logger:
             name = f"{type(self).__name__}_pretrain"
             self._logger = configure_logger(self.verbose, self.tensorboard_log, name)
-        result = pretrain(self.policy, demonstrations, logger=self.logger, **kwargs)
+        result = pretrain(self.policy, self._as_seen(demonstrations), logger=self.logger, **kwargs)
+        self.set_demonstrations(demonstrations)
         self._forget_improvement()
         return result
 
     def _forget_improvement(self) -> None:
         self.n_iterations, self._prior_kl = 0, None
         self.improvement = Improvement(self.improvement.target)
-
 
     # -- acting --------------------------------------------------------------------------------
 
@@ -197,7 +231,11 @@ class DiffusionPPO(PPO):
         """SB3's own loop, with the mixing weight set before it; see the base class."""
         if self.policy.has_prior:
             self.policy.set_mixing(self.mixing(self.signals()))
+        self._outcomes[:] = 0
         go_on = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        if go_on and self._imitates("successes"):
+            actions = rollout_buffer.actions[..., -self.policy.action_dim :]
+            self.imitation_buffer.add_rollout(rollout_buffer.observations, actions, self._outcomes)
         self.logger.record("rollout/mixing", float(self.policy.mixing))
         self.logger.record("rollout/improvement", self.signals().improvement)
         self.logger.record("time/decisions", self.num_timesteps)
@@ -207,10 +245,16 @@ class DiffusionPPO(PPO):
     def _update_info_buffer(
         self, infos: list[dict[str, Any]], dones: np.ndarray | None = None
     ) -> None:
-        """SB3's hook after every ``env.step``; counts the env steps, of which a chunk takes several."""
+        """
+        SB3's hook after every ``env.step``; counts the env steps, of which a chunk takes several.
+        """
         super()._update_info_buffer(infos, dones)
         self.env_steps += self.n_envs
         self.env_steps += sum(info["env_steps"] - 1 for info in infos if "env_steps" in info)
+        if dones is not None and not self.rollout_buffer.full:
+            for i, info in enumerate(infos):
+                outcome = int(dones[i]) * (1 + bool(info.get("is_success", False)))
+                self._outcomes[self.rollout_buffer.pos, i] = outcome
 
     def signals(self) -> Signals:
         """
@@ -250,9 +294,11 @@ class DiffusionPPO(PPO):
         policy.set_training_mode(True)
         self._update_learning_rate(policy.optimizer)
         update_learning_rate(policy.critic_optimizer, self.critic_lr_schedule(progress))
+        assert callable(self.clip_range)
         clip_range = self.clip_range(progress)
-        clip_range_vf = None if self.clip_range_vf is None else self.clip_range_vf(progress)
+        clip_range_vf = self.clip_range_vf(progress) if callable(self.clip_range_vf) else None
         beta = self.beta(self.signals()) if policy.has_prior else 0.0
+        imitation_weights = self.imitation.weights(self.signals())
         train_actor = self.n_iterations >= self.critic_warmup
         stats: dict[str, list[th.Tensor]] = defaultdict(list)
         approx_kl_exceeded = False
@@ -274,6 +320,16 @@ class DiffusionPPO(PPO):
                     prior_kl = chains.prior_kl.mean()
                     loss = loss + beta * prior_kl
                     stats["prior_kl"].append(prior_kl.detach())
+
+                for name, term in imitation_losses(
+                    policy,
+                    self.imitation_buffer,
+                    batch.observations,
+                    imitation_weights,
+                    self.imitation.batch_size,
+                ).items():
+                    loss = loss + imitation_weights[name] * term
+                    stats[f"imitation_{name}"].append(term.detach())
 
                 stats["loss"].append(loss.detach())
                 stats["policy_gradient_loss"].append(surrogate.loss.detach())
@@ -342,13 +398,28 @@ class DiffusionPPO(PPO):
         """
         if not self.policy.has_prior and self.n_iterations == 0:
             log.warning(
-                "No prior: training from scratch, without the KL term. Call pretrain(demonstrations) or pass prior= to start from imitation."
+                "No prior: training from scratch, without the KL term. "
+                "Call pretrain(demonstrations) or pass prior= to start from imitation."
+            )
+        if self.imitation_buffer.demonstrations is None and (
+            self._imitates("demonstrations") or self._imitates("context")
+        ):
+            raise ValueError(
+                f"imitation={self.imitation}: no demonstrations to imitate. Call "
+                "pretrain(demonstrations) or set_demonstrations(demonstrations) first; a saved "
+                'model keeps them where save(path, include=["imitation_buffer"]) said so.'
             )
         return super().learn(
             total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
         )
 
+    def _imitates(self, term: str) -> bool:
+        return getattr(self.imitation, term) != Constant(0.0)
+
     # -- saving --------------------------------------------------------------------------------
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "imitation_buffer", "_outcomes"]
 
     def save(self, path: Any, *args: Any, **kwargs: Any) -> None:
         """
@@ -364,8 +435,9 @@ class DiffusionPPO(PPO):
     @classmethod
     def load(cls: type[SelfDiffusionPPO], path: Any, *args: Any, **kwargs: Any) -> SelfDiffusionPPO:
         """
-        Load as SB3 does. A model that was given a seed also takes up the random generators' state, and so goes on as if it had never stopped
-        where the env does too; with ``seed=`` it starts from that seed.
+        Load as SB3 does. A model that was given a seed also takes up the random generators' state,
+        and so goes on as if it had never stopped where the env does too; with ``seed=`` it starts
+        from that seed.
 
         :param path: file
         :param args: as in SB3

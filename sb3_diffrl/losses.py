@@ -30,7 +30,8 @@ def clipped_surrogate(
     gamma_denoise: float = 1.0,
 ) -> Surrogate:
     """
-    PPO's objective (Schulman et al. 2017, eq. 7) on every denoising step, as in DPPO (Ren et al. 2024, eq. 5.2).
+    PPO's objective (Schulman et al. 2017, eq. 7) on every denoising step, as in DPPO (Ren et al.
+    2024, eq. 5.2).
 
     :param log_prob: ``(B, K)`` log-likelihood of each step under the current policy
     :param old_log_prob: ``(B, K)`` the same when acting

@@ -1,4 +1,6 @@
-"""Normalisation of observations, kept in the policy's state dict so that a saved policy is complete."""
+"""
+Normalisation of observations, kept in the policy's state dict so that a saved policy is complete.
+"""
 
 from collections.abc import Mapping
 
@@ -6,6 +8,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 
@@ -13,12 +16,14 @@ class Standardizer(nn.Module):
     """
     ``clamp((x - mean) / scale, -limit, limit)``; the identity until fitted.
 
-    :param space: the space of the observations, whose finite bounds give a near-constant entry its scale
+    :param space: the space of the observations, whose finite bounds give a near-constant entry its
+        scale
     """
 
     mean: th.Tensor
     scale: th.Tensor
     limit: th.Tensor
+    near_constant: th.Tensor
 
     def __init__(self, space: spaces.Box):
         super().__init__()
@@ -26,14 +31,16 @@ class Standardizer(nn.Module):
         self.register_buffer("mean", th.zeros(space.shape))
         self.register_buffer("scale", th.ones(space.shape))
         self.register_buffer("limit", th.tensor(th.inf))
+        self.register_buffer("near_constant", th.zeros(space.shape))
 
     def fit(self, observations: np.ndarray, scale_floor: float, limit: float) -> None:
         """
         Take mean and standard deviation from data.
 
         :param observations: ``(M, *shape)``
-        :param scale_floor: smallest scale of an entry, as a fraction of half its range in the space, or where it
-            is unbounded of the largest standard deviation of all entries; so near-constant entries do not explode
+        :param scale_floor: smallest scale of an entry, as a fraction of half its range in the
+            space, or where it is unbounded of the largest standard deviation of all entries; so
+            near-constant entries do not explode
         :param limit: bound of the normalised values
         """
         mean = observations.mean(axis=0, dtype=np.float64)
@@ -47,6 +54,7 @@ class Standardizer(nn.Module):
         self.mean.copy_(th.as_tensor(mean))
         self.scale.copy_(th.as_tensor(np.where(scale > 0, scale, 1.0)))
         self.limit.fill_(limit)
+        self.near_constant.copy_(th.as_tensor(std <= floor))
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         """
@@ -58,7 +66,8 @@ class Standardizer(nn.Module):
 
 class ObservationNormalizer(nn.Module):
     """
-    Standardises each vector-valued Box observation; images and discrete observations pass unchanged.
+    Standardises each vector-valued Box observation; images and discrete observations pass
+    unchanged.
 
     :param space: observation space, Dict or not
     """
@@ -92,9 +101,7 @@ class ObservationNormalizer(nn.Module):
             if f"obs_{key}" in self.standardizers:
                 self._standardizer(key).fit(part, scale_floor, limit)
 
-    def forward(
-        self, observations: th.Tensor | dict[str, th.Tensor]
-    ) -> th.Tensor | dict[str, th.Tensor]:
+    def forward(self, observations: PyTorchObs) -> PyTorchObs:
         """
         :param observations: preprocessed observations, a tensor or a dict of tensors
         :return: the same, normalised
@@ -102,6 +109,29 @@ class ObservationNormalizer(nn.Module):
         if isinstance(observations, dict):
             return {key: self._normalize(key, part) for key, part in observations.items()}
         return self._normalize("", observations)
+
+    def replace_context(self, observations: PyTorchObs, contexts: PyTorchObs) -> PyTorchObs:
+        """
+        Put observations into other contexts: the entries that hardly varied in the data of
+        :meth:`fit`.
+
+        :param observations: ``(B, ...)`` preprocessed
+        :param contexts: ``(B, ...)`` preprocessed observations whose near-constant entries are
+            taken
+        :return: ``(B, ...)``
+        """
+        if isinstance(observations, dict):
+            assert isinstance(contexts, dict)
+            return {
+                key: self._replace(key, part, contexts[key]) for key, part in observations.items()
+            }
+        assert not isinstance(contexts, dict)
+        return self._replace("", observations, contexts)
+
+    def _replace(self, key: str, part: th.Tensor, context: th.Tensor) -> th.Tensor:
+        if f"obs_{key}" not in self.standardizers:
+            return part
+        return th.where(self._standardizer(key).near_constant > 0.5, context, part)
 
     def _standardizer(self, key: str) -> Standardizer:
         standardizer = self.standardizers[f"obs_{key}"]

@@ -1,13 +1,14 @@
 """Actor-critic policies whose actor is a diffusion model."""
 
 import copy
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
+from stable_baselines3.common.preprocessing import get_action_dim, is_image_space, preprocess_obs
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
@@ -64,7 +65,8 @@ class ChainEvaluation(NamedTuple):
     What the policy says of stored chains.
 
     :param values: ``(B, 1)`` of the critic
-    :param log_prob: ``(B, K)`` nats per denoising step, of the policy or, where it mixes, of the mixture
+    :param log_prob: ``(B, K)`` nats per denoising step, of the policy or, where it mixes, of the
+        mixture
     :param prior_kl: ``(B,)`` nats per decision; None without a prior
     """
 
@@ -77,24 +79,28 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
     """
     Diffusion actor and value network, with the frozen prior and the observation normaliser inside.
 
-    The denoising chain is the action in SB3's terms: ``forward`` returns flattened chains ``(N, (K + 1) D)`` and ``unscale_action`` takes
-    the last ``D`` entries to the env's action space.
+    The denoising chain is the action in SB3's terms: ``forward`` returns flattened chains ``(N, (K
+    + 1) D)`` and ``unscale_action`` takes the last ``D`` entries to the env's action space.
 
     :param observation_space: Observation space, Dict and images included
     :param action_space: Box with finite bounds, of any shape; ``D`` entries
     :param lr_schedule: learning rate of the actor
-    :param net_arch: hidden layers, ``dict(pi=[...], vf=[...])`` or one list for both; default three layers of 256 each
+    :param net_arch: hidden layers, ``dict(pi=[...], vf=[...])`` or one list for both; default three
+        layers of 256 each
     :param activation_fn: activation function of both networks
     :param noise_schedule: ``"cosine"`` or ``"linear"``
     :param noise_levels: number of noise levels ``T`` which the denoiser is trained on
     :param denoising_steps: number of steps ``K`` per action, 1 to ``T``
     :param eta: 1 samples as DDPM does, 0 as the deterministic DDIM
-    :param sigma_min: exploration floor: smallest standard deviation of a denoising step during rollouts, in units of half the action range
-    :param denoiser_class: epsilon-network, called with ``features_dim, action_dim, noise_levels, net_arch=, activation_fn=``
+    :param sigma_min: exploration floor: smallest standard deviation of a denoising step during
+        rollouts, in units of half the action range
+    :param denoiser_class: epsilon-network, called with ``features_dim, action_dim, noise_levels,
+        net_arch=, activation_fn=``
     :param denoiser_kwargs: further arguments of it
     :param features_extractor_class: encoder; by default chosen by the observation space
     :param features_extractor_kwargs: its arguments
-    :param share_features_extractor: if True the critic reads the actor's features (without sending gradients), else it has an encoder of its own
+    :param share_features_extractor: if True the critic reads the actor's features (without sending
+        gradients), else it has an encoder of its own
     :param normalize_images: whether to divide images by 255
     :param optimizer_class: optimizer of actor and critic each
     :param optimizer_kwargs: its arguments, without the learning rate
@@ -119,7 +125,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         denoising_steps: int = 5,
         eta: float = 1.0,
         sigma_min: float = 0.1,
-        denoiser_class: type[Denoiser] = MlpDenoiser,
+        denoiser_class: Callable[..., Denoiser] = MlpDenoiser,
         denoiser_kwargs: dict[str, Any] | None = None,
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
@@ -135,13 +141,13 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
                 "Use policy_kwargs=dict(sigma_min=...) to set how much."
             )
         check_action_space(action_space)
-        self.diffusion_kwargs = dict(
-            noise_schedule=noise_schedule,
-            noise_levels=noise_levels,
-            denoising_steps=denoising_steps,
-            eta=eta,
-            sigma_min=sigma_min,
-        )
+        self.diffusion_kwargs: dict[str, Any] = {
+            "noise_schedule": noise_schedule,
+            "noise_levels": noise_levels,
+            "denoising_steps": denoising_steps,
+            "eta": eta,
+            "sigma_min": sigma_min,
+        }
         self.denoiser_class = denoiser_class
         self.denoiser_kwargs = denoiser_kwargs or {}
         super().__init__(
@@ -159,15 +165,18 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
         )
-        # SB3 reserves squashed outputs for gSDE in its constructor; here it means that actions leave through `unscale_action`.
+        # SB3 reserves squashed outputs for gSDE in its constructor; here it means that actions
+        # leave through `unscale_action`.
         self._squash_output = True
 
     # -- construction --------------------------------------------------------------------------
 
     def _build(self, lr_schedule: Schedule) -> None:
-        """Networks, prior and one optimizer each for actor and critic; called by SB3's constructor."""
+        """
+        Networks, prior and one optimizer each for actor and critic; called by SB3's constructor.
+        """
         self.process = DiffusionProcess(**self.diffusion_kwargs)
-        self.action_dim = int(np.prod(self.action_space.shape))
+        self.action_dim = get_action_dim(self.action_space)
         arch = self.net_arch
         pi_arch, vf_arch = (
             (arch.get("pi", []), arch.get("vf", [])) if isinstance(arch, dict) else (arch, arch)
@@ -182,22 +191,27 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         )
         normalizer = ObservationNormalizer(self.observation_space)
         self.actor = DiffusionActor(normalizer, self.pi_features_extractor, denoiser)
-        self.value_net = nn.Sequential(
+        self.value_net = nn.Sequential(  # type: ignore[assignment]  # SB3 declares its own Linear
             *create_mlp(self.features_dim, 1, vf_arch, self.activation_fn)
         )
         self.prior = copy.deepcopy(self.actor).requires_grad_(False)
         # Floats, for SB3 treats every entry of a state dict as one.
         self.register_buffer("has_prior", th.tensor(0.0))
         self.register_buffer("mixing", th.tensor(1.0))
-        # Where deterministic chains start: a fixed draw of typical norm, for zero noise is not a typical draw.
+        # Where deterministic chains start: a fixed draw of typical norm, for zero noise is not a
+        # typical draw.
         noise = th.randn(self.action_dim, generator=th.Generator().manual_seed(0))
         self.register_buffer("initial_noise", noise / noise.norm() * self.action_dim**0.5)
 
         self.optimizer = self.optimizer_class(
-            self.actor.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
+            self.actor.parameters(),
+            lr=lr_schedule(1),
+            **self.optimizer_kwargs,  # type: ignore[call-arg]
         )
         self.critic_optimizer = self.optimizer_class(
-            self.critic_parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
+            self.critic_parameters(),
+            lr=lr_schedule(1),
+            **self.optimizer_kwargs,  # type: ignore[call-arg]
         )
 
     def critic_parameters(self) -> list[nn.Parameter]:
@@ -277,8 +291,9 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         The action alone, in [-1, 1].
 
         :param observation: ``(N, ...)`` observations
-        :param deterministic: if False, fresh noise at every step but the last and no exploration floor; if True, the probability-flow ODE from a
-            fixed initial noise, of the mixture's likelier component: a function of the observation alone
+        :param deterministic: if False, fresh noise at every step but the last and no exploration
+            floor; if True, the probability-flow ODE from a fixed initial noise, of the mixture's
+            likelier component: a function of the observation alone
         :return: ``(N, D)``
         """
         obs = self.preprocess(observation)
@@ -296,13 +311,12 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         """
         mixing = float(self.mixing)
         if deterministic:
-            mixing = float(mixing >= 0.5)
-        actors = [self.actor] if mixing == 1 else [self.actor, self.prior]
+            actors = [self.actor if mixing >= 0.5 else self.prior]
+        else:
+            actors = [self.actor] if mixing == 1 else [self.actor, self.prior]
         conditions = [actor.condition(obs) for actor in actors]
         n = len(conditions[0])
-        from_policy = th.ones(n, 1, dtype=th.bool, device=self.device)
-        if mixing < 1:
-            from_policy = th.rand(n, 1, device=self.device) < mixing
+        from_policy = th.rand(n, 1, device=self.device) < mixing if len(actors) == 2 else None
 
         noisy = self.initial_noise.expand(n, -1)
         if not deterministic:
@@ -313,17 +327,16 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
                 self.process.step_mean(actor.denoiser, noisy, condition, step, ode=deterministic)
                 for actor, condition in zip(actors, conditions, strict=True)
             ]
-            noisy = means[0] if mixing == 1 else th.where(from_policy, *means)
+            noisy = means[0] if from_policy is None else th.where(from_policy, means[0], means[1])
             if not deterministic:
                 noisy = noisy + std[step] * th.randn_like(noisy)
             chain.append(noisy)
             log_probs.append(
                 [gaussian_log_prob(noisy, mean, self.process.std[step]) for mean in means]
             )
-        stacked = [th.stack(part, dim=1) for part in zip(*log_probs, strict=True)]
-        log_prob = stacked[0]
-        if 0 < mixing < 1:
-            log_prob = mixture_log_prob(*stacked, self.mixing)
+        log_prob, *prior_log_prob = (th.stack(part, 1) for part in zip(*log_probs, strict=True))
+        if prior_log_prob:
+            log_prob = mixture_log_prob(log_prob, prior_log_prob[0], self.mixing)
         return th.stack(chain, dim=1), log_prob
 
     # -- evaluation ----------------------------------------------------------------------------
@@ -360,7 +373,8 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
 
         :param obs: ``(B, ...)`` observations
         :param actions: ``(B, (K + 1) D)`` flattened chains
-        :return: values ``(B, 1)``, log-likelihoods ``(B, K)``, and None: a chain's action has no entropy in closed form
+        :return: values ``(B, 1)``, log-likelihoods ``(B, K)``, and None: a chain's action has no
+            entropy in closed form
         """
         evaluation = self.evaluate_chains(obs, actions)
         return evaluation.values, evaluation.log_prob, None
@@ -384,7 +398,10 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         return self.process.denoising_loss(self.actor.denoiser, condition, actions)
 
     def get_distribution(self, obs: PyTorchObs) -> Any:
-        """Not available: the action's marginal distribution has no closed form; see ``evaluate_actions``."""
+        """
+        Not available: the action's marginal distribution has no closed form; see
+        ``evaluate_actions``.
+        """
         raise NotImplementedError(
             "A diffusion policy's action distribution has no closed form. Use "
             "evaluate_actions(obs, chains) for the likelihood of chains, or predict() to sample."
@@ -416,12 +433,13 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         """
         The env's action of chains or of scaled actions.
 
-        :param scaled_action: ``(N, (K + 1) D)`` flattened chains, or ``(N, *shape)`` actions; clipped to [-1, 1]
+        :param scaled_action: ``(N, (K + 1) D)`` flattened chains, or ``(N, *shape)`` actions;
+            clipped to [-1, 1]
         :return: ``(N, *shape)`` in the env's units and dtype
         """
         last = scaled_action.reshape(len(scaled_action), -1)[:, -self.action_dim :]
-        action = super().unscale_action(last.reshape(-1, *self.action_space.shape).clip(-1, 1))
         assert isinstance(self.action_space, spaces.Box)
+        action = super().unscale_action(last.reshape(-1, *self.action_space.shape).clip(-1, 1))
         if np.issubdtype(self.action_space.dtype, np.integer):
             action = np.rint(action)
         # Rounding must not step over the bounds.

@@ -1,9 +1,7 @@
 """Imitation: training the diffusion policy on demonstrations (paper, section 2.1)."""
 
 import copy
-import dataclasses
 import math
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +10,15 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecNormalize
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
 from sb3_diffrl.demonstrations import Demonstrations
-from sb3_diffrl.policies import DiffusionActorCriticPolicy
+from sb3_diffrl.policies import DiffusionActor, DiffusionActorCriticPolicy
+from sb3_diffrl.random_state import preserved_random_state
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,8 @@ class PretrainingResult:
 
     :param gradient_steps: steps taken, fewer than asked after an early stop
     :param train_loss: epsilon loss, averaged over the last validation interval
-    :param validation_loss: epsilon loss of the averaged weights on the validation episodes; NaN without any
+    :param validation_loss: epsilon loss of the averaged weights on the validation episodes; NaN
+        without any
     :param stopped_early: whether the validation loss had stopped falling
     """
 
@@ -61,8 +61,9 @@ def pretrain(
     """
     Train the actor by ``E||eps - eps_theta(a_t, t, s)||^2``, then freeze it as the prior.
 
-    AdamW with linear warm-up and cosine decay; the exponential moving average of the weights is what is kept, that of the best validation
-    where ``patience`` is set. The observation normaliser is fitted to the demonstrations first.
+    AdamW with linear warm-up and cosine decay; the exponential moving average of the weights is
+    what is kept, that of the best validation where ``patience`` is set. The observation normaliser
+    is fitted to the demonstrations first.
 
     :param policy: the policy to train, on its device
     :param demonstrations: what to imitate, checked against the policy's spaces
@@ -81,23 +82,21 @@ def pretrain(
     :param logger: records ``pretrain/…`` if given
     :param progress_bar: whether to show one
     :return: losses and steps taken
-    :raises ValueError: for demonstrations that do not fit the policy's spaces, naming field, index and expectation
+    :raises ValueError: for demonstrations that do not fit the policy's spaces, naming field, index
+        and expectation
     """
     demonstrations = check_demonstrations(demonstrations, policy)
     train, validation = demonstrations, None
     if validation_fraction > 0 and len(demonstrations) > 1:
         train, validation = demonstrations.split(validation_fraction, seed=seed)
-    policy.actor.normalizer.fit(
-        preprocessed(policy, train.observations), scale_floor, normalizer_limit
-    )
+    policy.actor.normalizer.fit(train.observations, scale_floor, normalizer_limit)
     train_obs, train_actions = as_tensors(policy, train)
+    validation_data = None if validation is None else as_tensors(policy, validation)
 
     optimizer = th.optim.AdamW(
         policy.actor.parameters(), lr=learning_rate, weight_decay=weight_decay
     )
-    scheduler = LambdaLR(
-        optimizer, lambda step: warmup_cosine(step, gradient_steps, warmup_steps)
-    )
+    scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, gradient_steps, warmup_steps))
     average = copy.deepcopy(policy.actor)
     best_state, best_loss, best_step = average.state_dict(), math.inf, 0
     losses: list[th.Tensor] = []
@@ -118,8 +117,8 @@ def pretrain(
         if step % validation_interval == 0 or step == gradient_steps:
             train_loss = float(th.stack(losses).mean())
             losses.clear()
-            if validation is not None:
-                validation_loss = _validate(policy, average, validation)
+            if validation_data is not None:
+                validation_loss = _validate(policy, average, *validation_data)
                 if validation_loss < best_loss:
                     best_state = copy.deepcopy(average.state_dict())
                     best_loss, best_step = validation_loss, step
@@ -128,12 +127,12 @@ def pretrain(
                 logger.record("pretrain/validation_loss", validation_loss)
                 logger.record("pretrain/learning_rate", scheduler.get_last_lr()[0])
                 logger.dump(step)
-            if patience is not None and validation is not None:
+            if patience is not None and validation_data is not None:
                 stopped_early = step - best_step >= patience * validation_interval
                 if stopped_early:
                     break
 
-    keep_best = patience is not None and validation is not None
+    keep_best = patience is not None and validation_data is not None
     policy.actor.load_state_dict(best_state if keep_best else average.state_dict())
     policy.set_training_mode(False)
     policy.freeze_prior()
@@ -142,15 +141,12 @@ def pretrain(
     )
 
 
-def freeze_observation_statistics(
-    env: VecNormalize, demonstrations: Demonstrations
-) -> Demonstrations:
+def freeze_observation_statistics(env: VecNormalize, demonstrations: Demonstrations) -> None:
     """
     Set the observation statistics from demonstrations and hold them.
 
     :param env: wrapper whose ``obs_rms`` is replaced
     :param demonstrations: in the env's own units
-    :return: the demonstrations as the policy will see them
     """
 
     def frozen(part: np.ndarray) -> FrozenMeanStd:
@@ -160,14 +156,12 @@ def freeze_observation_statistics(
         statistics.count = len(part)
         return statistics
 
-    observations = demonstrations.observations
+    observations: Any = demonstrations.observations
     if isinstance(env.obs_rms, dict):
         assert isinstance(observations, dict)
         env.obs_rms = {key: frozen(observations[key]) for key in env.obs_rms}
     else:
-        assert not isinstance(observations, dict)
-        env.obs_rms = frozen(observations)
-    return dataclasses.replace(demonstrations, observations=env.normalize_obs(observations))
+        env.obs_rms = frozen(np.asarray(observations))
 
 
 class FrozenMeanStd(RunningMeanStd):
@@ -265,29 +259,6 @@ def index(observations: PyTorchObs, batch: th.Tensor) -> PyTorchObs:
     return observations[batch]
 
 
-def preprocessed(
-    policy: DiffusionActorCriticPolicy, observations: np.ndarray | dict[str, np.ndarray]
-) -> np.ndarray | Mapping[str, np.ndarray]:
-    """
-    The vector-valued observations as floats, for the normaliser's statistics; images are left out.
-
-    :param policy: gives the observation space
-    :param observations: ``(M, ...)``
-    :return: float arrays
-    """
-
-    def floats(items: Iterable[tuple[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        space = policy.observation_space
-        assert isinstance(space, spaces.Dict)
-        return {
-            key: part.astype(np.float32)
-            for key, part in items
-            if isinstance(space[key], spaces.Box) and not is_image_space(space[key])
-        }
-
-    return floats(observations.items()) if isinstance(observations, dict) else observations
-
-
 def _channels_first(images: np.ndarray, space: spaces.Space | None) -> np.ndarray:
     if space is None or not is_image_space(space):
         return images
@@ -296,14 +267,14 @@ def _channels_first(images: np.ndarray, space: spaces.Space | None) -> np.ndarra
 
 
 def _validate(
-    policy: DiffusionActorCriticPolicy, average: th.nn.Module, validation: Demonstrations
+    policy: DiffusionActorCriticPolicy,
+    average: DiffusionActor,
+    observations: PyTorchObs,
+    actions: th.Tensor,
 ) -> float:
     """Epsilon loss of the averaged weights, on noise that is the same each time."""
-    observations, actions = as_tensors(policy, validation)
-    devices = [policy.device] if policy.device.type == "cuda" else []
     average.eval()
-    with th.no_grad(), th.random.fork_rng(devices):
-        th.manual_seed(0)
+    with th.no_grad(), preserved_random_state(seed=0):
         condition = average.condition(policy.preprocess(observations))
         losses = [
             policy.process.denoising_loss(average.denoiser, condition, actions).mean()

@@ -1,9 +1,11 @@
 """
-Schedules of the method's knobs: the KL weight ``beta``, the mixing weight ``p``, the imitation weight.
+Schedules of the method's knobs: the KL weight ``beta``, the mixing weight ``p``, the imitation
+weight.
 
-A schedule is a picklable object called once per iteration with the :class:`Signals` of training. Each is set by
-a number (constant), a string such as ``"adaptive_0.1"`` (kind, then its arguments in order), a mapping
-such as ``{"kind": "linear", "initial": 0.1, "final": 0.01}``, or a schedule object of the user's own.
+A schedule is a picklable object called once per iteration with the :class:`Signals` of training.
+Each is set by a number (constant), a string such as ``"adaptive_0.1"`` (kind, then its arguments in
+order), a mapping such as ``{"kind": "linear", "initial": 0.1, "final": 0.01}``, or a schedule
+object of the user's own.
 """
 
 import math
@@ -19,7 +21,8 @@ class Signals:
 
     :param progress: fraction of the training done, 0 to 1
     :param improvement: performance gained on the prior, 0 (none) to 1 (target reached)
-    :param prior_kl: KL divergence from the prior in nats per decision, measured in the last update; None before the first
+    :param prior_kl: KL divergence from the prior in nats per decision, measured in the last update;
+        None before the first
     """
 
     progress: float = 0.0
@@ -38,6 +41,7 @@ class Constant:
     value: float
 
     def __call__(self, signals: Signals) -> float:
+        """:return: the value at these signals"""
         return self.value
 
 
@@ -54,6 +58,7 @@ class Linear:
     final: float = 0.0
 
     def __call__(self, signals: Signals) -> float:
+        """:return: the value at these signals"""
         return self.initial + (self.final - self.initial) * signals.progress
 
 
@@ -70,6 +75,7 @@ class Cosine:
     final: float = 0.0
 
     def __call__(self, signals: Signals) -> float:
+        """:return: the value at these signals"""
         weight = (1 + math.cos(math.pi * signals.progress)) / 2
         return self.final + (self.initial - self.final) * weight
 
@@ -87,6 +93,7 @@ class Adaptive:
     floor: float = 0.1
 
     def __call__(self, signals: Signals) -> float:
+        """:return: the value at these signals"""
         return self.initial * max(self.floor, 1 - signals.improvement)
 
 
@@ -103,13 +110,15 @@ class Gated:
     final: float = 1.0
 
     def __call__(self, signals: Signals) -> float:
+        """:return: the value at these signals"""
         return self.initial + (self.final - self.initial) * signals.improvement
 
 
 @dataclass
 class KlController:
     """
-    Multiplies the weight up or down to hold the prior KL at a target (Ziegler et al. 2019, section 2.2).
+    Multiplies the weight up or down to hold the prior KL at a target (Ziegler et al. 2019, section
+    2.2).
 
     :param initial: weight at the start, above 0
     :param target: KL divergence to hold, nats per decision, above 0
@@ -128,6 +137,7 @@ class KlController:
             self.value = self.initial
 
     def __call__(self, signals: Signals) -> float:
+        """:return: the value at these signals"""
         if signals.prior_kl is not None:
             error = min(max(signals.prior_kl / self.target - 1, -0.2), 0.2)
             self.value *= 1 + self.gain * error
@@ -170,9 +180,7 @@ class Knob:
         :return: the schedule
         :raises ValueError: saying what was wrong and what is expected
         """
-        if isinstance(spec, bool) or spec is None:
-            raise self._error(spec, "it is no weight")
-        if isinstance(spec, int | float):
+        if isinstance(spec, int | float) and not isinstance(spec, bool):
             return self._build(spec, "constant", [float(spec)], {})
         if isinstance(spec, str):
             return self._parse(spec)
@@ -244,11 +252,13 @@ class Improvement:
     """
     Performance gained on the prior, as a fraction of what there is to gain.
 
-    ``clip((performance - prior) / (target - prior), 0, 1)``, 0 where the prior already meets the target.
-    Performance is the mean over a window of episodes (SB3's ``stats_window_size``), which smooths it.
+    ``clip((performance - prior) / (target - prior), 0, 1)``, 0 where the prior already meets the
+    target. Performance is the mean over a window of episodes (SB3's ``stats_window_size``), which
+    smooths it.
 
     :param target: performance at which the improvement is 1
-    :param prior: performance of the prior, measured over the episodes before the first policy update
+    :param prior: performance of the prior, measured over the episodes before the first policy
+        update
     :param value: improvement at the last call of ``update``
     """
 
@@ -258,7 +268,8 @@ class Improvement:
 
     def update(self, performance: float | None, acted_by_prior: bool) -> float:
         """
-        :param performance: mean over the window of episodes, None before the first episode has ended
+        :param performance: mean over the window of episodes, None before the first episode has
+            ended
         :param acted_by_prior: whether the window holds episodes of the prior alone
         :return: the improvement
         """

@@ -89,7 +89,7 @@ def give_box_actions() -> None:
 
     def make(creator: str, **kwargs: object) -> gym.Env:
         env = load_env_creator(creator)(**kwargs)
-        assert isinstance(env.action_space, gym.spaces.Discrete)
+        assert isinstance(env, gym.Env) and isinstance(env.action_space, gym.spaces.Discrete)
         space = gym.spaces.Box(-1.0, 1.0, (int(env.action_space.n),))
         return gym.wrappers.TransformAction(env, lambda action: int(np.argmax(action)), space)
 
@@ -108,9 +108,9 @@ def copy_tests(folder: Path) -> Path:
         source = Path(os.environ["SB3_TESTS"]).resolve()
     else:
         version = stable_baselines3.__version__
-        command = "-m pip download --quiet --no-deps --no-binary stable-baselines3 --dest".split()
-        requirement = f"stable-baselines3=={version}"
-        subprocess.run([sys.executable, *command, folder, requirement], check=True)
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest"]
+        what = ["--no-binary", "stable-baselines3", f"stable-baselines3=={version}"]
+        subprocess.run([*pip, str(folder), *what], check=True)
         shutil.unpack_archive(next(folder.glob("*.tar.gz")), folder, filter="data")
         source = folder / f"stable_baselines3-{version}" / "tests"
     tests = folder / "tests"
@@ -136,7 +136,7 @@ class Suite:
         self.off_policy = {SAC, TD3, DDPG, DQN}
         # A2C stands for any on-policy algorithm in tests that do without PPO.
         short = {"n_steps": 5, "batch_size": 5, "normalize_advantage": False}
-        init = functools.partialmethod(algorithm.__init__, **short)  # type: ignore[arg-type]
+        init = functools.partialmethod(algorithm.__init__, **short)
         self.a2c = type("A2C", (algorithm,), {"__init__": init})
         vars(stable_baselines3).update(PPO=algorithm, A2C=self.a2c)
 
@@ -173,25 +173,19 @@ class Suite:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print how many tests ran, and why the others did not."""
         stats = terminalreporter.stats
-        outcomes = {
-            name: len(stats.get(name, ())) for name in ("passed", "failed", "error", "skipped")
-        }
-        print = terminalreporter.write_line
-        print("")
-        print(f"SB3 {stable_baselines3.__version__} with {self.algorithm.__name__} for PPO:")
-        print("  " + ", ".join(f"{number} {name}" for name, number in outcomes.items()))
+        outcomes = ("passed", "failed", "error", "skipped")
+        write = terminalreporter.write_line
+        write(f"\nSB3 {stable_baselines3.__version__} with {self.algorithm.__name__} for PPO:")
+        write("  " + ", ".join(f"{len(stats.get(name, ()))} {name}" for name in outcomes))
         for reason, number in self.deselected.most_common():
-            print(f"  {number:4} not run: {reason}")
+            write(f"  {number:4} not run: {reason}")
 
 
 def parameter_classes(item: pytest.Function) -> set[type]:
     """Return the classes among the parameters of a test."""
     callspec = getattr(item, "callspec", None)
-    return (
-        {value for value in callspec.params.values() if isinstance(value, type)}
-        if callspec
-        else set()
-    )
+    values = callspec.params.values() if callspec else ()
+    return {value for value in values if isinstance(value, type)}
 
 
 def name_of(item: pytest.Function) -> str:
@@ -201,9 +195,7 @@ def name_of(item: pytest.Function) -> str:
 
 def main() -> int:
     """Run the suite and return pytest's exit status, or `CANNOT_RUN`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("--algorithm", default="sb3_diffrl.diffusion_ppo:DiffusionPPO")
     options, pytest_arguments = parser.parse_known_args()
     module, _, name = options.algorithm.partition(":")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +105,8 @@ class Demonstrations:
         Build from flat arrays, or from lists that hold one array for each episode.
 
         Lists are taken as episodes when ``actions`` is a list or tuple of arrays; the ends are then
-        known and ``episode_ends`` must be left out.
+        known and ``episode_ends`` must be left out. A list that holds one array for each decision
+        is to be stacked first.
 
         :param observations: ``(M, *obs_shape)``, a dictionary of such arrays, a list of per-episode
             arrays or dictionaries, or a dictionary of lists
@@ -199,14 +199,18 @@ class Demonstrations:
             self.subset(np.sort(order[:n_validation])),
         )
 
-    def validate(self, observation_space: spaces.Space[Any], action_space: spaces.Box) -> None:
+    def validate(
+        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
+    ) -> None:
         """
         Raise a ``ValueError`` that names field, first bad index and expectation if these
         demonstrations do not fit an environment.
 
         :param observation_space: the environment's, a Dict space for dictionaries
-        :param action_space: the environment's
+        :param action_space: the environment's, a Box
         """
+        if not isinstance(action_space, spaces.Box):
+            raise ValueError(f"actions: the action space is {action_space}, expected a Box")
         if isinstance(observation_space, spaces.Dict):
             if not isinstance(self.observations, dict):
                 raise ValueError(
@@ -294,14 +298,13 @@ class Demonstrations:
         for name, array in arrays.items():
             if array.dtype.hasobject:
                 raise ValueError(f"{name}: dtype object cannot be saved without pickle")
-        handle, temporary = tempfile.mkstemp(suffix=".npz", dir=target.parent)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with temporary.open("wb") as file:
                 np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-            os.replace(temporary, target)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
         return target
 
     @classmethod
@@ -411,7 +414,9 @@ def _check_values(name: str, array: Array, space: spaces.Space[Any]) -> None:
 
 
 def _check_finite(name: str, array: Array) -> None:
-    if array.dtype.kind not in "fiub":
+    if array.dtype.kind in "iub":
+        return
+    if array.dtype.kind != "f":
         raise ValueError(f"{name}: dtype {array.dtype}, expected real numbers")
     index = _first(~np.isfinite(array))
     if index is not None:

@@ -1,4 +1,7 @@
-"""The diffusion layer: noise schedules, the reverse chain and its likelihood, epsilon-networks. Torch only."""
+"""
+The diffusion layer: noise schedules, the reverse chain and its likelihood, epsilon-networks. Torch
+only.
+"""
 
 from sb3_diffrl.diffusion.chain import (
     DiffusionProcess,

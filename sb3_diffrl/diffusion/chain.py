@@ -3,7 +3,8 @@ The denoising chain: forward process, reverse transitions, likelihood, prior KL,
 
 Shapes: ``B`` batch, ``K`` denoising steps taken, ``T`` noise levels trained, ``D`` action entries.
 A chain is ``(B, K + 1, D)`` in the order in which it is sampled: ``chain[:, 0]`` is pure noise,
-``chain[:, K]`` the action in [-1, 1]. Step ``i`` (0 to K - 1) leads from ``chain[:, i]`` to ``chain[:, i + 1]``.
+``chain[:, K]`` the action in [-1, 1]. Step ``i`` (0 to K - 1) leads from ``chain[:, i]`` to
+``chain[:, i + 1]``.
 
 ========  ===================================================================
 symbol    meaning
@@ -26,17 +27,20 @@ from sb3_diffrl.diffusion.noise_schedules import make_alpha_bar
 
 class DiffusionProcess(nn.Module):
     """
-    Forward process over ``T`` levels and DDIM reverse process over ``K`` of them (Song et al. 2021, eq. 12).
+    Forward process over ``T`` levels and DDIM reverse process over ``K`` of them (Song et al. 2021,
+    eq. 12).
 
-    Every reverse transition is ``N(mu_i, sigma_i^2 I)``: with ``eta = 1`` and ``K = T`` it is DDPM's,
-    with ``eta = 0`` and no floor it is deterministic. ``sigma_min`` keeps every step stochastic, so that it has a likelihood
-    and explores. Clean-action estimates are clipped to [-1, 1] and the noise recomputed from the clipped value.
+    Every reverse transition is ``N(mu_i, sigma_i^2 I)``: with ``eta = 1`` and ``K = T`` it is
+    DDPM's, with ``eta = 0`` and no floor it is deterministic. ``sigma_min`` keeps every step
+    stochastic, so that it has a likelihood and explores. Clean-action estimates are clipped to [-1,
+    1] and the noise recomputed from the clipped value.
 
     :param noise_schedule: a key of ``NOISE_SCHEDULES``
     :param noise_levels: number of levels ``T`` which the denoiser is trained on
     :param denoising_steps: number of steps ``K`` which the sampler takes, 1 to ``T``
     :param eta: stochasticity of DDIM, 0 (ODE) to 1 (DDPM)
-    :param sigma_min: exploration floor of the transitions' standard deviation, in scaled action units, above 0
+    :param sigma_min: exploration floor of the transitions' standard deviation, in scaled action
+        units, above 0
     :raises ValueError: for a value out of its range
     """
 
@@ -73,7 +77,8 @@ class DiffusionProcess(nn.Module):
         self.noise_levels, self.denoising_steps = noise_levels, denoising_steps
         alpha_bar = make_alpha_bar(noise_schedule, noise_levels)
 
-        # tau_0 = T > tau_1 > ... > tau_{K-1} >= 1, evenly spaced; each step leads to the next level, the last to 0.
+        # tau_0 = T > tau_1 > ... > tau_{K-1} >= 1, evenly spaced; each step leads to the next
+        # level, the last to 0.
         levels = th.linspace(noise_levels, 0, denoising_steps + 1).round().long()
         now, after = alpha_bar[levels[:-1]], alpha_bar[levels[1:]]
         ddim_std = eta * ((1 - after) / (1 - now) * (1 - now / after)).clamp(min=0).sqrt()
@@ -107,7 +112,8 @@ class DiffusionProcess(nn.Module):
         self, denoiser: Denoiser, condition: th.Tensor, actions: th.Tensor
     ) -> th.Tensor:
         """
-        One draw of ``||eps - eps_theta(a_t, t, s)||^2`` per action (paper, section 2.1), levels drawn uniformly.
+        One draw of ``||eps - eps_theta(a_t, t, s)||^2`` per action (paper, section 2.1), levels
+        drawn uniformly.
 
         :param denoiser: the epsilon-network
         :param condition: ``(B, C)`` what ``denoiser.condition`` made of the observations
@@ -127,7 +133,8 @@ class DiffusionProcess(nn.Module):
         ode: bool = False,
     ) -> th.Tensor:
         """
-        Mean ``mu_i`` of the reverse transition (Song et al. 2021, eq. 12, with the clipped clean action).
+        Mean ``mu_i`` of the reverse transition (Song et al. 2021, eq. 12, with the clipped clean
+        action).
 
         :param noisy: ``(B, D)`` for one step, ``(B, K, D)`` for all steps
         :param epsilon: predicted noise, of the same shape
@@ -165,9 +172,7 @@ class DiffusionProcess(nn.Module):
         epsilon = denoiser(noisy, self.levels[step], condition)
         return self.transition_mean(noisy, epsilon, step, ode)
 
-    def chain_means(
-        self, denoiser: Denoiser, chain: th.Tensor, condition: th.Tensor
-    ) -> th.Tensor:
+    def chain_means(self, denoiser: Denoiser, chain: th.Tensor, condition: th.Tensor) -> th.Tensor:
         """
         Means of all transitions of stored chains, in one call of the network.
 
@@ -198,8 +203,9 @@ def pathwise_kl(mean: th.Tensor, prior_mean: th.Tensor, std: th.Tensor) -> th.Te
     """
     KL divergence between two chains with equal standard deviations, along given chains.
 
-    Averaged over chains of the first process it is exactly ``KL(chain || prior chain)``, and by the data-processing inequality an upper
-    bound on the KL divergence of the actions. On chains drawn earlier or from a mixture it is a surrogate.
+    Averaged over chains of the first process it is exactly ``KL(chain || prior chain)``, and by the
+    data-processing inequality an upper bound on the KL divergence of the actions. On chains drawn
+    earlier or from a mixture it is a surrogate.
 
     :param mean: ``(..., K, D)`` transition means of the policy
     :param prior_mean: ``(..., K, D)`` transition means of the prior on the same chains
@@ -213,10 +219,12 @@ def mixture_log_prob(
     log_prob: th.Tensor, prior_log_prob: th.Tensor, mixing: float | th.Tensor
 ) -> th.Tensor:
     """
-    Per-step likelihood of chains drawn from ``p * policy + (1 - p) * prior``, one component per decision.
+    Per-step likelihood of chains drawn from ``p * policy + (1 - p) * prior``, one component per
+    decision.
 
     At step ``i`` the conditional density is ``w_i policy + (1 - w_i) prior``, where ``w_i`` is the
-    posterior probability of the policy given the steps before. The sum over steps is the exact mixture likelihood.
+    posterior probability of the policy given the steps before. The sum over steps is the exact
+    mixture likelihood.
 
     :param log_prob: ``(..., K)`` log-likelihood of each step under the policy
     :param prior_log_prob: ``(..., K)`` the same under the prior

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch as th
 from torch import nn
@@ -11,7 +12,8 @@ class Denoiser(nn.Module, ABC):
     """
     Predicts the noise in a noisy action, given the noise level and the observation features.
 
-    What depends on the observation alone is computed once per decision by ``condition``, however many denoising steps follow.
+    What depends on the observation alone is computed once per decision by ``condition``, however
+    many denoising steps follow.
 
     :param features_dim: number of observation features ``F``
     :param action_dim: number of action entries ``D``
@@ -43,12 +45,14 @@ class Denoiser(nn.Module, ABC):
 
 class MlpDenoiser(Denoiser):
     """
-    Residual multilayer perceptron: ``h_1 = W_a a_t + W_s s + W_t emb(t)``, then ``h_{j+1} = h_j + W_j act(h_j)``.
+    Residual multilayer perceptron: ``h_1 = W_a a_t + W_s s + W_t emb(t)``, then ``h_{j+1} = h_j +
+    W_j act(h_j)``.
 
     :param features_dim: number of observation features ``F``
     :param action_dim: number of action entries ``D``
     :param noise_levels: number of noise levels ``T``
-    :param net_arch: widths of the hidden layers, residual where a width equals the one before; empty for a linear denoiser
+    :param net_arch: widths of the hidden layers, residual where a width equals the one before;
+        empty for a linear denoiser
     :param activation_fn: activation function
     """
 
@@ -71,7 +75,7 @@ class MlpDenoiser(Denoiser):
         self.features_layer = nn.Linear(features_dim, width)
         self.level_layer = nn.Linear(self.level_embedding.shape[1], width)
         self.hidden_layers = nn.ModuleList(
-            nn.Linear(n_in, n_out) for n_in, n_out in zip(net_arch, net_arch[1:], strict=False)
+            nn.Linear(n_in, n_out) for n_in, n_out in pairwise(net_arch)
         )
         self.activation = activation_fn() if net_arch else nn.Identity()
         self.output_layer = nn.Linear(net_arch[-1], action_dim) if net_arch else nn.Identity()

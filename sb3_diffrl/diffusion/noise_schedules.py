@@ -42,7 +42,8 @@ NOISE_SCHEDULES: dict[str, Callable[[int], th.Tensor]] = {"cosine": cosine, "lin
 
 def make_alpha_bar(kind: str, n_levels: int) -> th.Tensor:
     """
-    The table that defines the forward process ``a_t = sqrt(alpha_bar_t) a_0 + sqrt(1 - alpha_bar_t) eps``.
+    The table that defines the forward process ``a_t = sqrt(alpha_bar_t) a_0 + sqrt(1 - alpha_bar_t)
+    eps``.
 
     :param kind: a key of ``NOISE_SCHEDULES``
     :param n_levels: number of noise levels ``T``, at least 1

@@ -150,7 +150,7 @@ class AvoidingEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
             is a wrapper's), info
         """
         self._position, self._right, collision, finish = advance(
-            self._position, self._obstacles, self._right, action
+            self._position, self._obstacles, self._right, np.asarray(action).reshape(1, 2)
         )
         success, collided = bool(finish[0]), bool(collision[0])
         way = int(ways_taken(self._right)[0]) if success else -1
@@ -255,6 +255,7 @@ class AvoidingVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDAr
         :return: observations ``(N, 14)`` (of the new episode where one ended), rewards, terminated
             and truncated ``(N,)``, infos
         """
+        actions = np.asarray(actions).reshape(self.num_envs, 2)
         self._position, self._right, collision, success = advance(
             self._position, self._obstacles, self._right, actions
         )

@@ -1,0 +1,114 @@
+"""Success statistics of a policy."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import VectorEnv
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from sb3_diffrl.random_state import preserved_random_state
+from sb3_diffrl.wrappers import GymVecEnv
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """
+    What ``E`` episodes gave.
+
+    :param successes: ``(E,)`` bool
+    :param returns: ``(E,)`` undiscounted
+    :param lengths: ``(E,)`` decisions
+    :param infos: last ``info`` of each episode
+    """
+
+    successes: np.ndarray
+    returns: np.ndarray
+    lengths: np.ndarray
+    infos: list[dict[str, Any]]
+
+    @property
+    def success_rate(self) -> float:
+        """Fraction of the episodes that succeeded."""
+        return float(self.successes.mean())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson score interval of the success rate."""
+        return wilson_interval(int(self.successes.sum()), len(self.successes))
+
+
+def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """
+    Score interval of a proportion (Wilson 1927).
+
+    :param successes: number of successes
+    :param n: number of trials
+    :param z: quantile of the normal distribution, by default for 95 %
+    :return: lower and upper bound
+    """
+    p = successes / n
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def evaluate(
+    model: BaseAlgorithm,
+    env: gym.Env | VectorEnv | VecEnv,
+    n_episodes: int = 500,
+    deterministic: bool = False,
+    seed: int = 0,
+) -> Evaluation:
+    """
+    Let a model act for a number of episodes, shared evenly between the envs so that short episodes
+    do not count more often.
+
+    The global random generators are left as they were: evaluating does not change a training run.
+
+    :param model: any model of SB3's
+    :param env: environment, vectorised or not
+    :param n_episodes: number of episodes ``E``
+    :param deterministic: how the model predicts
+    :param seed: of the envs and the policy's noise
+    :return: the statistics; an episode succeeds where its last ``info["is_success"]`` says so
+    """
+    vec_env = as_vec_env(env)
+    with preserved_random_state(seed):
+        vec_env.seed(seed)
+        observations = vec_env.reset()
+        n_envs = vec_env.num_envs
+        quota = (n_episodes + np.arange(n_envs)) // n_envs  # sums up to n_episodes
+        returns, lengths = np.zeros(n_envs), np.zeros(n_envs, int)
+        episodes: list[tuple[float, int, dict[str, Any]]] = []
+        while quota.any():
+            actions, _ = model.predict(observations, deterministic=deterministic)  # type: ignore[arg-type]
+            observations, rewards, dones, infos = vec_env.step(actions)
+            returns += rewards
+            lengths += 1
+            for i in np.flatnonzero(dones):
+                if quota[i] > 0:
+                    quota[i] -= 1
+                    episodes.append((returns[i], lengths[i], infos[i]))
+                returns[i] = lengths[i] = 0
+    return Evaluation(
+        successes=np.array([bool(info.get("is_success", False)) for _, _, info in episodes]),
+        returns=np.array([episode[0] for episode in episodes]),
+        lengths=np.array([episode[1] for episode in episodes]),
+        infos=[info for _, _, info in episodes],
+    )
+
+
+def as_vec_env(env: gym.Env | VectorEnv | VecEnv) -> VecEnv:
+    """
+    :param env: any kind of environment
+    :return: SB3's kind
+    """
+    if isinstance(env, VecEnv):
+        return env
+    if isinstance(env, VectorEnv):
+        return GymVecEnv(env)
+    return DummyVecEnv([lambda: env])

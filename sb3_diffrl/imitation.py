@@ -1,0 +1,264 @@
+"""
+Imitation during RL: the denoising loss continued on demonstrations and on the agent's own
+successes.
+
+Policy gradients see only the states that the policy visits; elsewhere, and on the clean task
+foremost, nothing holds it. Three terms do, each weighted by itself:
+
+- *demonstrations*: on demonstrated states the policy keeps the prior's noise prediction;
+- *context*: the same where the entries of the observation that hardly vary in the demonstrations
+  (where obstacles or objects stand) take the values met online. It carries the demonstrated
+  behaviours over to the new scene, also where the prior never succeeds and no reward is seen;
+- *successes*: imitation of the agent's own successful episodes.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from sb3_diffrl.demonstrations import Demonstrations
+from sb3_diffrl.policies import DiffusionActorCriticPolicy
+from sb3_diffrl.pretraining import as_tensors, check_demonstrations, index
+from sb3_diffrl.schedules import IMITATION, Constant, Schedule, ScheduleSpec, Signals
+
+ImitationSpec = ScheduleSpec | Mapping[str, Any]
+
+
+@dataclass
+class Imitation:
+    """
+    The weights of the three terms; each a number, string, mapping or schedule.
+
+    :param demonstrations: weight of the loss on demonstrations
+    :param context: weight of the loss on demonstrations in contexts met online
+    :param successes: weight of the loss on own successful decisions
+    :param batch_size: samples of each term per minibatch
+    :param capacity: number of own successful decisions kept, the oldest leaving first
+    """
+
+    demonstrations: Schedule = field(default_factory=lambda: Constant(0.0))
+    context: Schedule = field(default_factory=lambda: Constant(0.0))
+    successes: Schedule = field(default_factory=lambda: Constant(0.0))
+    batch_size: int = 256
+    capacity: int = 100_000
+
+    @classmethod
+    def parse(cls, spec: "ImitationSpec | Imitation") -> "Imitation":
+        """
+        :param spec: weight of the demonstrations as a number, string or schedule, or a mapping with
+            any of the parameters
+        :return: the weights
+        :raises ValueError: saying what was wrong and what is expected
+        """
+        if isinstance(spec, Imitation):
+            return spec
+        if not isinstance(spec, Mapping) or "kind" in spec:
+            return cls(demonstrations=IMITATION.schedule(spec))
+        terms = ("demonstrations", "context", "successes")
+        sizes = ("batch_size", "capacity")
+        unknown = set(spec) - {*terms, *sizes}
+        if unknown:
+            raise ValueError(
+                f"imitation={dict(spec)!r}: unknown {sorted(unknown)}. "
+                f"Expected any of {', '.join(terms + sizes)}."
+            )
+        for name in sizes:
+            if name in spec and not (isinstance(spec[name], int) and spec[name] > 0):
+                raise ValueError(
+                    f"imitation={dict(spec)!r}: {name} must be a positive integer, "
+                    f"got {spec[name]!r}."
+                )
+        arguments: dict[str, Any] = {name: spec[name] for name in sizes if name in spec}
+        arguments |= {name: IMITATION.schedule(spec[name]) for name in terms if name in spec}
+        return cls(**arguments)
+
+    def weights(self, signals: Signals) -> dict[str, float]:
+        """
+        :param signals: what the schedules look at
+        :return: current weight of each term
+        """
+        return {
+            "demonstrations": self.demonstrations(signals),
+            "context": self.context(signals),
+            "successes": self.successes(signals),
+        }
+
+
+class ImitationBuffer:
+    """
+    What there is to imitate: demonstrations, and own successful episodes as they end.
+
+    :param capacity: number of own decisions kept
+    """
+
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+        self.demonstrations: Demonstrations | None = None
+        self._episodes: deque[tuple[Any, np.ndarray]] = deque()
+        self._pending: list[list[tuple[Any, np.ndarray]]] = []
+        self._tensors: dict[str, tuple[PyTorchObs, th.Tensor]] = {}
+
+    @property
+    def n_successes(self) -> int:
+        """Number of own successful decisions kept."""
+        return sum(len(actions) for _, actions in self._episodes)
+
+    def set_demonstrations(
+        self, demonstrations: Demonstrations, policy: DiffusionActorCriticPolicy
+    ) -> None:
+        """
+        :param demonstrations: checked against the policy's spaces
+        :param policy: the policy that imitates them
+        """
+        self.demonstrations = check_demonstrations(demonstrations, policy)
+        self._tensors.pop("demonstrations", None)
+
+    def forget_pending(self, n_envs: int) -> None:
+        """
+        Drop the episodes that have not ended, as when the envs are reset.
+
+        :param n_envs: number of envs ``N`` from now on
+        """
+        self._pending = [[] for _ in range(n_envs)]
+
+    def add_rollout(self, observations: Any, actions: np.ndarray, outcomes: np.ndarray) -> None:
+        """
+        Take the successful episodes out of a rollout; those still under way wait for the next.
+
+        :param observations: ``(n_steps, N, ...)``, or a mapping of such arrays
+        :param actions: ``(n_steps, N, D)`` scaled
+        :param outcomes: ``(n_steps, N)``: 0 under way, 1 ended, 2 ended in success
+        """
+        n_steps, n_envs = outcomes.shape
+        if len(self._pending) != n_envs:
+            self.forget_pending(n_envs)
+        for env in range(n_envs):
+            start = 0
+            for end in [*(np.flatnonzero(outcomes[:, env]) + 1), n_steps]:
+                part = slice(start, end)
+                self._pending[env].append(
+                    (_map(lambda x, p=part, e=env: x[p, e], observations), actions[part, env])
+                )
+                if outcomes[end - 1, env] and end > start:
+                    if outcomes[end - 1, env] == 2:
+                        self._episodes.append(_concatenate(self._pending[env]))
+                    self._pending[env] = []
+                start = end
+        while self._episodes and self.n_successes > self.capacity:
+            self._episodes.popleft()
+        self._tensors.pop("successes", None)
+
+    def tensors(
+        self, term: str, policy: DiffusionActorCriticPolicy
+    ) -> tuple[PyTorchObs, th.Tensor] | None:
+        """
+        :param term: ``"demonstrations"`` or ``"successes"``
+        :param policy: gives device and action scale
+        :return: observations ``(M, ...)`` and scaled actions ``(M, D)``; None where there are none
+        """
+        if term not in self._tensors:
+            if term == "demonstrations" and self.demonstrations is not None:
+                self._tensors[term] = as_tensors(policy, self.demonstrations)
+            elif term == "successes" and self._episodes:
+                observations, actions = _concatenate(list(self._episodes))
+                scaled = th.as_tensor(actions.clip(-1, 1), device=policy.device)
+                self._tensors[term] = policy.obs_to_tensor(observations)[0], scaled
+        return self._tensors.get(term)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tensors": {}}
+
+
+def imitation_losses(
+    policy: DiffusionActorCriticPolicy,
+    buffer: ImitationBuffer,
+    visited: PyTorchObs,
+    weights: Mapping[str, float],
+    batch_size: int,
+) -> dict[str, th.Tensor]:
+    """
+    One draw of each term whose weight is not zero and that has data.
+
+    Demonstrations are imitated through the prior, whose prediction is what they taught without the
+    noise of single draws; without a prior, and for own successes, the target is the noise itself.
+
+    :param policy: whose actor is trained
+    :param buffer: what there is to imitate
+    :param visited: ``(B, ...)`` observations of the current rollout, for the contexts
+    :param weights: by name of the term
+    :param batch_size: samples of each term
+    :return: scalar losses by name of the term
+    """
+    losses = {}
+    demonstrations = buffer.tensors("demonstrations", policy)
+    if demonstrations is not None and (weights["demonstrations"] or weights["context"]):
+        obs, actions = _sample(demonstrations, batch_size)
+        obs = policy.preprocess(obs)
+        levels, noise, noisy = _diffuse(policy, actions)
+        target = noise
+        if policy.has_prior:
+            with th.no_grad():
+                target = policy.prior.denoiser(noisy, levels, policy.prior.condition(obs))
+        if weights["demonstrations"]:
+            losses["demonstrations"] = _error(policy, obs, noisy, levels, target)
+        if weights["context"]:
+            met = th.randint(len(_first(visited)), (batch_size,), device=policy.device)
+            context = policy.preprocess(index(visited, met))
+            obs = policy.actor.normalizer.replace_context(obs, context)
+            losses["context"] = _error(policy, obs, noisy, levels, target)
+    successes = buffer.tensors("successes", policy)
+    if successes is not None and weights["successes"]:
+        obs, actions = _sample(successes, batch_size)
+        levels, noise, noisy = _diffuse(policy, actions)
+        losses["successes"] = _error(policy, policy.preprocess(obs), noisy, levels, noise)
+    return losses
+
+
+def _sample(data: tuple[PyTorchObs, th.Tensor], batch_size: int) -> tuple[PyTorchObs, th.Tensor]:
+    observations, actions = data
+    batch = th.randint(len(actions), (batch_size,), device=actions.device)
+    return index(observations, batch), actions[batch]
+
+
+def _diffuse(
+    policy: DiffusionActorCriticPolicy, actions: th.Tensor
+) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    """Noise actions to levels that the sampler visits."""
+    visited = policy.process.levels
+    levels = visited[th.randint(len(visited), (len(actions),), device=actions.device)]
+    noise = th.randn_like(actions)
+    return levels, noise, policy.process.diffuse(actions, levels, noise)
+
+
+def _error(
+    policy: DiffusionActorCriticPolicy,
+    obs: PyTorchObs,
+    noisy: th.Tensor,
+    levels: th.Tensor,
+    target: th.Tensor,
+) -> th.Tensor:
+    predicted = policy.actor.denoiser(noisy, levels, policy.actor.condition(obs))
+    return (predicted - target).square().mean()
+
+
+def _map(function: Any, observations: Any) -> Any:
+    if isinstance(observations, dict):
+        return {key: function(part) for key, part in observations.items()}
+    return function(observations)
+
+
+def _first(observations: PyTorchObs) -> th.Tensor:
+    return next(iter(observations.values())) if isinstance(observations, dict) else observations
+
+
+def _concatenate(parts: list[tuple[Any, np.ndarray]]) -> tuple[Any, np.ndarray]:
+    actions = np.concatenate([part[1] for part in parts])
+    first = parts[0][0]
+    if isinstance(first, dict):
+        return {key: np.concatenate([part[0][key] for part in parts]) for key in first}, actions
+    return np.concatenate([part[0] for part in parts]), actions
