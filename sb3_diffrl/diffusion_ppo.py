@@ -111,13 +111,14 @@ class DiffusionPPO(PPO):
             with preserved_random_state():
                 prior = DiffusionPPO.load(prior, device="cpu")
         if isinstance(prior, DiffusionPPO):
-            kwargs.setdefault("policy_kwargs", prior.policy_kwargs)
             prior = prior.policy
+        if prior is not None:
+            kwargs.setdefault("policy_kwargs", prior.architecture())
         super().__init__(policy, env, *args, _init_setup_model=False, **kwargs)  # type: ignore[misc]  # *args
         self.beta = BETA.schedule(beta)
         self.mixing = MIXING.schedule(mixing)
         self.imitation = Imitation.parse(imitation)
-        self.imitation_buffer = ImitationBuffer(self.imitation.capacity)
+        self.imitation_buffer = ImitationBuffer()
         self.improvement = Improvement(performance_target)
         self.gamma_denoise = gamma_denoise
         self.critic_learning_rate = critic_learning_rate
@@ -141,6 +142,10 @@ class DiffusionPPO(PPO):
 
     def _setup_model(self) -> None:
         """Policy and buffer as SB3 builds them, then the buffer widened to the policy's chains."""
+        # Parsed once more, for `load(path, beta=...)` sets the attributes as they are given.
+        self.beta = BETA.schedule(self.beta)
+        self.mixing = MIXING.schedule(self.mixing)
+        self.imitation = Imitation.parse(self.imitation)
         buffer_class = self.rollout_buffer_class
         if buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
@@ -154,6 +159,26 @@ class DiffusionPPO(PPO):
         self.rollout_buffer.set_chain_shape((steps + 1) * self.policy.action_dim, steps)
         self._outcomes = np.zeros((self.n_steps, self.n_envs), np.int8)
 
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        """SB3's preparations of a run; the counts and episodes of the method start with SB3's."""
+        if reset_num_timesteps:
+            self.env_steps = 0
+        if reset_num_timesteps or self._last_obs is None:
+            self.imitation_buffer.forget_pending(self.n_envs)
+        prepared = super()._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        if self._total_timesteps > 0:
+            self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+        return prepared
+
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "policy.critic_optimizer"], []
 
@@ -164,8 +189,20 @@ class DiffusionPPO(PPO):
         Start from another policy, a frozen copy of which becomes the prior.
 
         :param prior: policy of the same architecture and spaces
-        :raises ValueError: where its parameters do not fit
+        :raises ValueError: where its parameters, noise levels or spaces do not fit
         """
+        for name in ("noise_schedule", "noise_levels"):
+            if prior.diffusion_kwargs[name] != self.policy.diffusion_kwargs[name]:
+                raise ValueError(
+                    f"The prior does not fit this policy: its {name} is "
+                    f"{prior.diffusion_kwargs[name]!r}, the policy's is "
+                    f"{self.policy.diffusion_kwargs[name]!r}. Give both the same policy_kwargs."
+                )
+        if prior.action_space != self.policy.action_space:
+            raise ValueError(
+                f"The prior does not fit this policy: its action space is {prior.action_space}, "
+                f"the policy's is {self.policy.action_space}. Wrap the env so that they agree."
+            )
         try:
             self.policy.actor.load_state_dict(prior.actor.state_dict())
         except RuntimeError as error:
@@ -233,9 +270,13 @@ class DiffusionPPO(PPO):
             self.policy.set_mixing(self.mixing(self.signals()))
         self._outcomes[:] = 0
         go_on = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
-        if go_on and self._imitates("successes"):
+        if not go_on:
+            self.imitation_buffer.forget_pending(self.n_envs)
+        elif self._imitates("successes"):
             actions = rollout_buffer.actions[..., -self.policy.action_dim :]
-            self.imitation_buffer.add_rollout(rollout_buffer.observations, actions, self._outcomes)
+            self.imitation_buffer.add_rollout(
+                rollout_buffer.observations, actions, self._outcomes, self.imitation.capacity
+            )
         self.logger.record("rollout/mixing", float(self.policy.mixing))
         self.logger.record("rollout/improvement", self.signals().improvement)
         self.logger.record("time/decisions", self.num_timesteps)
@@ -272,16 +313,18 @@ class DiffusionPPO(PPO):
             performance = float(safe_mean([info["r"] for info in self.ep_info_buffer]))
             if self.improvement.target is None and self._needs_improvement():
                 raise ValueError(
-                    f"beta={self.beta}, mixing={self.mixing}: the env reports no success "
-                    '(info["is_success"]), so the improvement needs performance_target=, the '
-                    "return that counts as solved. Or use a schedule without it: beta=0.1."
+                    f"beta={self.beta}, mixing={self.mixing}, imitation={self.imitation}: the env "
+                    'reports no success (info["is_success"]), so the improvement needs '
+                    "performance_target=, the return that counts as solved. "
+                    "Or use schedules without it, e.g. beta=0.1."
                 )
         by_prior = self.n_iterations <= self.critic_warmup
         improvement = self.improvement.update(performance, acted_by_prior=by_prior)
         return Signals(1 - self._current_progress_remaining, improvement, self._prior_kl)
 
     def _needs_improvement(self) -> bool:
-        schedules = (self.beta, self.mixing)
+        imitation = (getattr(self.imitation, term) for term in self.imitation.terms)
+        schedules = (self.beta, self.mixing, *imitation)
         return bool(self.policy.has_prior) and any(
             isinstance(schedule, Adaptive | Gated) for schedule in schedules
         )

@@ -15,7 +15,7 @@ foremost, nothing holds it. Three terms do, each weighted by itself:
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -46,6 +46,7 @@ class Imitation:
     successes: Schedule = field(default_factory=lambda: Constant(0.0))
     batch_size: int = 256
     capacity: int = 100_000
+    terms: ClassVar[tuple[str, ...]] = ("demonstrations", "context", "successes")
 
     @classmethod
     def parse(cls, spec: "ImitationSpec | Imitation") -> "Imitation":
@@ -59,13 +60,12 @@ class Imitation:
             return spec
         if not isinstance(spec, Mapping) or "kind" in spec:
             return cls(demonstrations=IMITATION.schedule(spec))
-        terms = ("demonstrations", "context", "successes")
         sizes = ("batch_size", "capacity")
-        unknown = set(spec) - {*terms, *sizes}
+        unknown = set(spec) - {*cls.terms, *sizes}
         if unknown:
             raise ValueError(
                 f"imitation={dict(spec)!r}: unknown {sorted(unknown)}. "
-                f"Expected any of {', '.join(terms + sizes)}."
+                f"Expected any of {', '.join(cls.terms + sizes)}."
             )
         for name in sizes:
             if name in spec and not (isinstance(spec[name], int) and spec[name] > 0):
@@ -74,7 +74,7 @@ class Imitation:
                     f"got {spec[name]!r}."
                 )
         arguments: dict[str, Any] = {name: spec[name] for name in sizes if name in spec}
-        arguments |= {name: IMITATION.schedule(spec[name]) for name in terms if name in spec}
+        arguments |= {name: IMITATION.schedule(spec[name]) for name in cls.terms if name in spec}
         return cls(**arguments)
 
     def weights(self, signals: Signals) -> dict[str, float]:
@@ -82,22 +82,13 @@ class Imitation:
         :param signals: what the schedules look at
         :return: current weight of each term
         """
-        return {
-            "demonstrations": self.demonstrations(signals),
-            "context": self.context(signals),
-            "successes": self.successes(signals),
-        }
+        return {term: getattr(self, term)(signals) for term in self.terms}
 
 
 class ImitationBuffer:
-    """
-    What there is to imitate: demonstrations, and own successful episodes as they end.
+    """What there is to imitate: demonstrations, and own successful episodes as they end."""
 
-    :param capacity: number of own decisions kept
-    """
-
-    def __init__(self, capacity: int):
-        self.capacity = capacity
+    def __init__(self) -> None:
         self.demonstrations: Demonstrations | None = None
         self._episodes: deque[tuple[Any, np.ndarray]] = deque()
         self._pending: list[list[tuple[Any, np.ndarray]]] = []
@@ -126,13 +117,16 @@ class ImitationBuffer:
         """
         self._pending = [[] for _ in range(n_envs)]
 
-    def add_rollout(self, observations: Any, actions: np.ndarray, outcomes: np.ndarray) -> None:
+    def add_rollout(
+        self, observations: Any, actions: np.ndarray, outcomes: np.ndarray, capacity: int
+    ) -> None:
         """
         Take the successful episodes out of a rollout; those still under way wait for the next.
 
         :param observations: ``(n_steps, N, ...)``, or a mapping of such arrays
         :param actions: ``(n_steps, N, D)`` scaled
         :param outcomes: ``(n_steps, N)``: 0 under way, 1 ended, 2 ended in success
+        :param capacity: number of own decisions kept, the oldest episodes leaving first
         """
         n_steps, n_envs = outcomes.shape
         if len(self._pending) != n_envs:
@@ -149,7 +143,7 @@ class ImitationBuffer:
                         self._episodes.append(_concatenate(self._pending[env]))
                     self._pending[env] = []
                 start = end
-        while self._episodes and self.n_successes > self.capacity:
+        while self._episodes and self.n_successes > capacity:
             self._episodes.popleft()
         self._tensors.pop("successes", None)
 

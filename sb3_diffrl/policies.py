@@ -239,6 +239,12 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             optimizer_kwargs=self.optimizer_kwargs,
         )
 
+    def architecture(self) -> dict[str, Any]:
+        """:return: the ``policy_kwargs`` that build a policy like this one"""
+        not_kwargs = ("observation_space", "action_space", "lr_schedule")
+        parameters = self._get_constructor_parameters()
+        return {name: value for name, value in parameters.items() if name not in not_kwargs}
+
     # -- the prior -----------------------------------------------------------------------------
 
     def freeze_prior(self) -> None:
@@ -427,7 +433,8 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         :param action: ``(N, *shape)`` in the env's units
         :return: ``(N, *shape)`` float32 in [-1, 1]
         """
-        return np.asarray(super().scale_action(action), dtype=np.float32)
+        low, high = self._action_bounds()
+        return (2 * (action - low) / (high - low) - 1).astype(np.float32)
 
     def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
         """
@@ -438,13 +445,19 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         :return: ``(N, *shape)`` in the env's units and dtype
         """
         last = scaled_action.reshape(len(scaled_action), -1)[:, -self.action_dim :]
+        low, high = self._action_bounds()
+        action = low + (last.reshape(-1, *low.shape).clip(-1, 1) + 1) / 2 * (high - low)
         assert isinstance(self.action_space, spaces.Box)
-        action = super().unscale_action(last.reshape(-1, *self.action_space.shape).clip(-1, 1))
         if np.issubdtype(self.action_space.dtype, np.integer):
             action = np.rint(action)
-        # Rounding must not step over the bounds.
+        # Rounding to the space's dtype must not step over its bounds.
         action = action.astype(self.action_space.dtype)
         return action.clip(self.action_space.low, self.action_space.high)
+
+    def _action_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """The bounds in float64, in which narrow integers do not overflow."""
+        assert isinstance(self.action_space, spaces.Box)
+        return self.action_space.low.astype(np.float64), self.action_space.high.astype(np.float64)
 
 
 class DiffusionMlpPolicy(DiffusionActorCriticPolicy):

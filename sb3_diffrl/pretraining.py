@@ -157,11 +157,11 @@ def freeze_observation_statistics(env: VecNormalize, demonstrations: Demonstrati
         return statistics
 
     observations: Any = demonstrations.observations
-    if isinstance(env.obs_rms, dict):
-        assert isinstance(observations, dict)
+    if isinstance(observations, dict):
+        assert isinstance(env.obs_rms, dict)
         env.obs_rms = {key: frozen(observations[key]) for key in env.obs_rms}
     else:
-        env.obs_rms = frozen(np.asarray(observations))
+        env.obs_rms = frozen(observations)
 
 
 class FrozenMeanStd(RunningMeanStd):

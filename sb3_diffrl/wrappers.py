@@ -58,13 +58,14 @@ class GymVecEnv(VecEnv):
         return observations, rewards.astype(np.float32), dones, split
 
     def _split(self, infos: dict[str, Any]) -> list[dict[str, Any]]:
-        """Turn gymnasium's dictionary of arrays into one dictionary per env."""
+        """Turn gymnasium's dictionary of arrays, nested or not, into one dictionary per env."""
         split: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for key, values in infos.items():
             if not key.startswith("_"):
                 present = infos.get(f"_{key}", np.ones(self.num_envs, bool))
+                entries = self._split(values) if isinstance(values, dict) else values
                 for i in np.flatnonzero(present):
-                    split[i][key] = values[i]
+                    split[i][key] = entries[i]
         return split
 
     def close(self) -> None:

@@ -16,7 +16,11 @@ UNIT = spaces.Box(-1.0, 1.0, (2,), np.float32)
 
 
 def observation_space(kind: str) -> spaces.Space[Any]:
-    """:param kind: ``"vector"``, ``"discrete"``, ``"image"`` (channels last) or ``"dict"`` of the other two"""
+    """
+    :param kind: ``"vector"``, ``"discrete"``, ``"image"`` (channels last), or ``"dict"`` of image
+        and vector
+    :return: the space
+    """
     image = spaces.Box(0, 255, (36, 36, 1), np.uint8)
     vector = spaces.Box(-1.0, 1.0, (3,), np.float32)
     return {
@@ -29,13 +33,15 @@ def observation_space(kind: str) -> spaces.Space[Any]:
 
 class TargetEnv(gym.Env[Any, np.ndarray]):
     """
-    Each step shows a number in [-1, 1]; the reward is higher the nearer the (scaled) action is to it.
+    Each step shows a number in [-1, 1]; the nearer the scaled action is to it, the higher the
+    reward.
 
     :param kind: of the observations, see :func:`observation_space`
     :param action_space: Box
     :param episode_length: decisions
     :param time_limit: whether episodes end by truncation, else by termination
     :param reward_scale: 0 for no reward at all
+    :param success: what ``info["is_success"]`` says at the end; None for no such entry
     """
 
     def __init__(
@@ -45,13 +51,14 @@ class TargetEnv(gym.Env[Any, np.ndarray]):
         episode_length: int = 8,
         time_limit: bool = True,
         reward_scale: float = 1.0,
+        success: bool | None = None,
     ):
         self.kind = kind
         self.observation_space = observation_space(kind)
         self.action_space = action_space
         self.episode_length = episode_length
         self.time_limit = time_limit
-        self.reward_scale = reward_scale
+        self.reward_scale, self.success = reward_scale, success
         self.received: list[np.ndarray] = []
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
@@ -68,12 +75,13 @@ class TargetEnv(gym.Env[Any, np.ndarray]):
         reward = self.reward_scale * (1 - float(np.square(scaled - self.target).mean()))
         self.steps += 1
         over = self.steps >= self.episode_length
-        observation = self._observe()
-        return observation, reward, over and not self.time_limit, over and self.time_limit, {}
+        info = {"is_success": self.success} if over and self.success is not None else {}
+        terminated, truncated = over and not self.time_limit, over and self.time_limit
+        return self._observe(), reward, terminated, truncated, info
 
     def _observe(self) -> Any:
         self.target = float(self.np_random.uniform(-1, 1))
-        brightness = int(round((self.target + 1) / 2 * 255))
+        brightness = round((self.target + 1) / 2 * 255)
         image = np.full((36, 36, 1), brightness, np.uint8)
         vector = np.array([self.target, self.target**2, 0.5], np.float32)
         return {
@@ -86,7 +94,7 @@ class TargetEnv(gym.Env[Any, np.ndarray]):
 
 class CountingEnv(gym.Env[np.ndarray, np.ndarray]):
     """
-    Observes (number of the env, episode, step); episodes differ in length and every other one succeeds.
+    Observes (number of the env, episode, step); episodes differ in length, every other succeeds.
 
     :param number: of the env
     :param env_steps: what ``info["env_steps"]`` says of each decision; None for no such entry
@@ -227,7 +235,8 @@ def demonstrations(env: TargetEnv | None = None, n_episodes: int = 20) -> Demons
     env = env or TargetEnv()
     assert isinstance(env.action_space, spaces.Box)
     low, high = env.action_space.low, env.action_space.high
-    observations, actions = [], []
+    observations: list[Any] = []
+    actions = []
     for episode in range(n_episodes):
         observation, _ = env.reset(seed=episode)
         seen, done = [], []

@@ -24,8 +24,6 @@ from sb3_diffrl.diffusion import (
 )
 from sb3_diffrl.policies import DiffusionActorCriticPolicy
 
-th.set_num_threads(1)
-
 KINDS = sorted(NOISE_SCHEDULES)
 # (T, K): DDPM's case, a coarse sampler, an uneven division, one step, one level.
 SIZES = [(20, 20), (20, 5), (17, 5), (20, 1), (1, 1)]
@@ -48,13 +46,12 @@ class GaussianDenoiser(Denoiser):
         noise_levels: int,
         center: float = 0.3,
         spread: float = 0.1,
-        noise_schedule: str = "cosine",
         **_: Any,
     ):
         super().__init__(features_dim, action_dim, noise_levels)
         self.spread = spread
         self.center = th.nn.Parameter(th.tensor(center))
-        alpha_bar = make_alpha_bar(noise_schedule, noise_levels).float()
+        alpha_bar = make_alpha_bar("cosine", noise_levels).float()
         self.register_buffer("alpha_bar", alpha_bar, persistent=False)
 
     def condition(self, features: th.Tensor) -> th.Tensor:
@@ -130,9 +127,7 @@ def gaussian_policy(
         lambda _: 1e-3,
         net_arch=[4],
         denoiser_class=GaussianDenoiser,
-        denoiser_kwargs=dict(
-            center=center, spread=spread, noise_schedule=diffusion.get("noise_schedule", "cosine")
-        ),
+        denoiser_kwargs={"center": center, "spread": spread},
         **diffusion,
     )
 
@@ -174,16 +169,13 @@ def test_linear_alpha_bar_is_that_of_ddpm_at_a_thousand_levels() -> None:
 
 
 def test_the_forward_process_has_the_moments_that_define_it() -> None:
-    th.manual_seed(0)
     process = DiffusionProcess(noise_levels=10, denoising_steps=5)
     n = 100_000
     action = th.tensor([0.8, -0.4])
 
     for level in (1, 4, 10):
         kept = float(make_alpha_bar("cosine", 10)[level])
-        noisy = process.diffuse(
-            action.expand(n, 2), th.full((n,), level), th.randn(n, 2)
-        )
+        noisy = process.diffuse(action.expand(n, 2), th.full((n,), level), th.randn(n, 2))
         error = math.sqrt((1 - kept) / n)
         np.testing.assert_allclose(noisy.mean(0), math.sqrt(kept) * action, atol=5 * error)
         np.testing.assert_allclose(noisy.var(0), 1 - kept, rtol=5 * math.sqrt(2 / n))
@@ -205,7 +197,6 @@ def test_the_forward_process_takes_each_row_to_its_own_level() -> None:
 
 def test_the_denoising_loss_is_the_squared_error_of_one_draw() -> None:
     """From the noisy actions and levels that the network was shown, each draw is worked out."""
-    th.manual_seed(0)
     process = DiffusionProcess(noise_levels=6, denoising_steps=3)
     denoiser = RecordingDenoiser(2, 3, 6)
     actions, condition = th.rand(12_000, 3) * 2 - 1, th.randn(12_000, 2)
@@ -218,9 +209,7 @@ def test_the_denoising_loss_is_the_squared_error_of_one_draw() -> None:
     kept = make_alpha_bar("cosine", 6)[levels].unsqueeze(1)
     noise = (noisy - kept.sqrt() * actions) / (1 - kept).sqrt()
     for row in range(5):
-        predicted = (
-            th.sin(3 * noisy[row]) + 0.1 * levels[row] + condition[row].mean()
-        )
+        predicted = th.sin(3 * noisy[row]) + 0.1 * levels[row] + condition[row].mean()
         expected = sum((noise[row, d] - predicted[d]) ** 2 for d in range(3)) / 3
         assert float(loss[row]) == pytest.approx(float(expected), rel=1e-4)
     # Every level from 1 to T equally often, and noise that is standard normal at each of them.
@@ -234,8 +223,7 @@ def test_the_denoising_loss_is_the_squared_error_of_one_draw() -> None:
 
 
 def test_the_exact_network_has_the_least_denoising_loss() -> None:
-    """For a Gaussian target the epsilon loss is known: E = 1 - shrink * ... averaged over levels."""
-    th.manual_seed(0)
+    """For a Gaussian target the loss is the posterior variance of the noise, level by level."""
     process = DiffusionProcess(noise_levels=5, denoising_steps=5)
     denoiser = GaussianDenoiser(1, 1, 5, center=0.3, spread=0.2)
     n = 200_000
@@ -244,7 +232,7 @@ def test_the_exact_network_has_the_least_denoising_loss() -> None:
     with th.no_grad():
         loss = process.denoising_loss(denoiser, th.zeros(n, 0), actions)
 
-    # Var(eps | a_t) = ab s^2 / (ab s^2 + 1 - ab), the posterior variance of the noise.
+    # Var(eps | a_t) = ab s^2 / (ab s^2 + 1 - ab)
     kept = make_alpha_bar("cosine", 5)[1:]
     expected = float((kept * 0.04 / (kept * 0.04 + 1 - kept)).mean())
     assert float(loss.mean()) == pytest.approx(expected, abs=5 * float(loss.std()) / math.sqrt(n))
@@ -320,12 +308,17 @@ def test_a_clean_action_out_of_bounds_is_clipped_and_the_noise_follows() -> None
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 def test_transitions_are_those_of_ddim(n_levels: int, n_steps: int, eta: float) -> None:
     """Song et al. 2021, eq. 12 and 16, with the floor under the standard deviation alone."""
-    process = DiffusionProcess("cosine", n_levels, n_steps, eta=eta, sigma_min=0.05)
+    process = DiffusionProcess("cosine", n_levels, n_steps, eta=eta, sigma_min=0.05).double()
     alpha_bar = make_alpha_bar("cosine", n_levels)
-    clean, epsilon = th.rand(4, n_steps, 2) * 2 - 1, th.randn(4, n_steps, 2)
+    clean = th.rand(4, n_steps, 2, dtype=th.float64) * 2 - 1
+    epsilon = th.randn(4, n_steps, 2, dtype=th.float64)
     pairs = visited_levels(n_levels, n_steps)
-    signal = th.tensor([math.sqrt(alpha_bar[now]) for now, _ in pairs]).unsqueeze(-1)
-    noise = th.tensor([math.sqrt(1 - alpha_bar[now]) for now, _ in pairs]).unsqueeze(-1)
+    signal = th.tensor([math.sqrt(alpha_bar[now]) for now, _ in pairs], dtype=th.float64).unsqueeze(
+        -1
+    )
+    noise = th.tensor(
+        [math.sqrt(1 - alpha_bar[now]) for now, _ in pairs], dtype=th.float64
+    ).unsqueeze(-1)
 
     means = process.transition_mean(signal * clean + noise * epsilon, epsilon)
 
@@ -333,14 +326,13 @@ def test_transitions_are_those_of_ddim(n_levels: int, n_steps: int, eta: float) 
         a, b = float(alpha_bar[now]), float(alpha_bar[after])
         sigma = eta * math.sqrt((1 - b) / (1 - a)) * math.sqrt(1 - a / b)
         expected = (
-            math.sqrt(b) * clean[:, step]
-            + math.sqrt(max(1 - b - sigma**2, 0)) * epsilon[:, step]
+            math.sqrt(b) * clean[:, step] + math.sqrt(max(1 - b - sigma**2, 0)) * epsilon[:, step]
         )
-        th.testing.assert_close(means[:, step], expected, rtol=1e-4, atol=1e-5)
+        th.testing.assert_close(means[:, step], expected, rtol=1e-4, atol=1e-4)
         assert float(process.sampling_std[step]) == pytest.approx(sigma, abs=1e-6)
         assert float(process.std[step]) == pytest.approx(max(sigma, 0.05), abs=1e-6)
     # The last step lands on the clean action, and without the floor it adds no noise.
-    th.testing.assert_close(means[:, -1], clean[:, -1], rtol=1e-4, atol=1e-5)
+    th.testing.assert_close(means[:, -1], clean[:, -1], rtol=1e-4, atol=1e-4)
     assert process.sampling_std[-1] == 0
 
 
@@ -366,7 +358,6 @@ def test_the_ode_is_ddim_with_eta_0(n_levels: int, n_steps: int) -> None:
 
 @pytest.mark.parametrize(("n_levels", "n_steps"), SIZES)
 def test_all_steps_at_once_equal_the_steps_one_by_one(n_levels: int, n_steps: int) -> None:
-    th.manual_seed(0)
     process = DiffusionProcess("cosine", n_levels, n_steps).double()
     denoiser = MlpDenoiser(4, 3, n_levels, net_arch=(16, 16)).double()
     chain = th.randn(6, n_steps + 1, 3, dtype=th.float64)
@@ -392,7 +383,6 @@ def test_sampled_chains_have_the_moments_of_the_closed_form(
     n_levels: int, n_steps: int, eta: float, explore: bool
 ) -> None:
     """With the exact network of a Gaussian every chain is linear and Gaussian in every entry."""
-    th.manual_seed(1)
     center, spread, sigma_min, n = 0.3, 0.1, 0.07, 40_000
     policy = gaussian_policy(
         center,
@@ -420,21 +410,23 @@ def test_sampled_chains_have_the_moments_of_the_closed_form(
 
     for entry, (mean, variance) in zip(chain.unbind(1), expected, strict=True):
         error = math.sqrt(variance / (2 * n))
-        assert float(entry.mean()) == pytest.approx(mean, abs=5 * error + 1e-5)
-        assert float(entry.var()) == pytest.approx(variance, rel=5 * math.sqrt(1 / n) + 1e-3)
+        # The absolute parts: one step from pure noise divides rounding errors by signal = 0.002.
+        assert float(entry.mean()) == pytest.approx(mean, abs=5 * error + 1e-3)
+        relative = 5 * math.sqrt(1 / n) + 1e-3
+        assert float(entry.var()) == pytest.approx(variance, rel=relative, abs=1e-6)
 
 
 def test_ddpm_of_all_levels_recovers_the_target() -> None:
     """The closed form itself: with many small steps the final distribution is the target's."""
     center, spread = -0.4, 0.15
-    process = DiffusionProcess("cosine", 200, 200)
+    process = DiffusionProcess("cosine", 1000, 1000)
     steps = affine_chain(process, center, spread, process.sampling_std)
     mean, variance = moments(steps, process.sampling_std)[-1]
 
     assert mean == pytest.approx(center, abs=0.01)
     assert math.sqrt(variance) == pytest.approx(spread, rel=0.02)
     ode = affine_chain(process, center, spread, process.sampling_std, ode=True)
-    mean, variance = moments(ode, th.zeros(200))[-1]
+    mean, variance = moments(ode, th.zeros(1000))[-1]
     assert mean == pytest.approx(center, abs=0.01)
     assert math.sqrt(variance) == pytest.approx(spread, rel=0.02)
 
@@ -454,7 +446,6 @@ def test_the_deterministic_action_follows_the_ode_from_the_fixed_noise() -> None
 
 def test_log_likelihoods_of_sampled_chains_are_those_of_the_closed_form() -> None:
     """Each step against N(slope x + offset, std^2) worked out by hand; D entries are summed."""
-    th.manual_seed(2)
     policy = gaussian_policy(0.3, action_dim=3, noise_levels=10, denoising_steps=4, sigma_min=0.2)
     with th.no_grad():
         flat, _, log_prob = policy(th.zeros(50, 3))
@@ -471,7 +462,6 @@ def test_log_likelihoods_of_sampled_chains_are_those_of_the_closed_form() -> Non
 
 
 def test_gaussian_log_prob_is_that_of_torch() -> None:
-    th.manual_seed(0)
     value, mean = th.randn(2, 5, 4, 3, dtype=th.float64)
     std = th.rand(4, dtype=th.float64) + 0.1
     normal = th.distributions.Independent(
@@ -484,7 +474,6 @@ def test_gaussian_log_prob_is_that_of_torch() -> None:
 
 
 def test_pathwise_kl_is_the_sum_of_the_steps_gaussian_kls() -> None:
-    th.manual_seed(0)
     mean, prior_mean = th.randn(2, 6, 4, 3, dtype=th.float64)
     std = th.rand(4, dtype=th.float64) + 0.1
     sigma = std.view(1, 4, 1).expand(6, 4, 3)
@@ -503,9 +492,8 @@ def test_pathwise_kl_against_monte_carlo_and_the_closed_form(n_levels: int, n_st
     Three ways to the same number: moments of the closed form, the average of ``pathwise_kl`` over
     the policy's chains, and the average log-likelihood ratio of these chains.
     """
-    th.manual_seed(3)
     n, action_dim, sigma_min = 40_000, 2, 0.1
-    shape: dict[str, Any] = dict(noise_levels=n_levels, denoising_steps=n_steps)
+    shape: dict[str, Any] = {"noise_levels": n_levels, "denoising_steps": n_steps}
     policy = gaussian_policy(-0.2, 0.2, action_dim, sigma_min=sigma_min, **shape)
     policy.freeze_prior()
     prior = policy.prior.denoiser
@@ -556,7 +544,6 @@ def test_mixture_likelihood_against_enumeration_of_the_components(mixing: float)
 
     Its quotients are the conditional densities of the steps.
     """
-    th.manual_seed(4)
     ours, prior = th.randn(2, 30, 4, dtype=th.float64)
 
     mixed = mixture_log_prob(ours, prior, mixing)
@@ -583,12 +570,13 @@ def test_the_mixture_likelihood_integrates_to_one() -> None:
     density = mixture_log_prob(ours, prior, 0.4).sum(-1).exp()
 
     assert float(density.sum()) * cell**2 == pytest.approx(1, abs=1e-6)
-    first = 0.4 * normal(0.5, 1.0).log_prob(grid).exp() + 0.6 * normal(-1.0, 0.6).log_prob(grid).exp()
+    first = (
+        0.4 * normal(0.5, 1.0).log_prob(grid).exp() + 0.6 * normal(-1.0, 0.6).log_prob(grid).exp()
+    )
     np.testing.assert_allclose(density.sum(1) * cell, first, atol=1e-6)
 
 
 def test_mixing_1_is_the_policy_alone_to_the_bit() -> None:
-    th.manual_seed(5)
     ours = (100 * th.randn(50, 5)).requires_grad_()
     prior = 100 * th.randn(50, 5)
     weights = th.randn(50, 5)
@@ -602,7 +590,6 @@ def test_mixing_1_is_the_policy_alone_to_the_bit() -> None:
 
 @pytest.mark.parametrize("mixing", [0.01, 0.5, 0.99])
 def test_mixture_gradients_against_brute_force(mixing: float) -> None:
-    th.manual_seed(6)
     ours = th.randn(20, 3, dtype=th.float64).requires_grad_()
     prior = th.randn(20, 3, dtype=th.float64)
     weights = th.randn(20, 3, dtype=th.float64)
@@ -629,7 +616,6 @@ def test_mixture_gradients_against_brute_force(mixing: float) -> None:
 @pytest.mark.parametrize("scale", [1e2, 1e4, 1e6])
 def test_mixture_likelihood_and_gradient_stay_finite(mixing: float, scale: float) -> None:
     """However far the components are apart, in single precision."""
-    th.manual_seed(7)
     ours = (scale * th.randn(100, 5)).requires_grad_()
     prior = scale * th.randn(100, 5)
 
@@ -651,7 +637,6 @@ def test_mixture_likelihood_and_gradient_stay_finite(mixing: float, scale: float
 
 @pytest.mark.parametrize("net_arch", [(8,), (8, 8, 8), (8, 5, 5), (4, 9)])
 def test_the_mlp_is_residual_where_widths_agree(net_arch: tuple[int, ...]) -> None:
-    th.manual_seed(0)
     net = MlpDenoiser(4, 3, 10, net_arch=net_arch, activation_fn=th.nn.Tanh)
     noisy, features, levels = th.randn(6, 3), th.randn(6, 4), th.randint(1, 11, (6,))
 
@@ -672,7 +657,6 @@ def test_the_mlp_is_residual_where_widths_agree(net_arch: tuple[int, ...]) -> No
 
 
 def test_without_hidden_layers_the_denoiser_is_affine() -> None:
-    th.manual_seed(0)
     net = MlpDenoiser(4, 3, 10, net_arch=[])
     level = th.tensor(4)
     x, y = th.randn(2, 5, 3)
@@ -691,7 +675,6 @@ def test_without_hidden_layers_the_denoiser_is_affine() -> None:
 @pytest.mark.parametrize("net_arch", [(), (16, 16)])
 def test_the_condition_is_computed_once_and_broadcasts(net_arch: tuple[int, ...]) -> None:
     """One call for a batch of chains, each level its own, equals a call for every single entry."""
-    th.manual_seed(0)
     net = MlpDenoiser(4, 3, 10, net_arch=net_arch).double()
     chains = th.randn(6, 5, 3, dtype=th.float64)
     levels = th.tensor([10, 8, 6, 4, 2])
@@ -706,13 +689,12 @@ def test_the_condition_is_computed_once_and_broadcasts(net_arch: tuple[int, ...]
 
 
 def test_every_level_looks_different_to_the_denoiser() -> None:
-    th.manual_seed(0)
     net = MlpDenoiser(2, 2, 50, net_arch=(16,))
     noisy, condition = th.zeros(50, 2), net.condition(th.zeros(2))
 
     predicted = net(noisy, th.arange(1, 51), condition)
 
-    distance = th.cdist(predicted, predicted) + th.eye(50)
+    distance = th.cdist(predicted, predicted).detach() + th.eye(50)
     assert float(distance.min()) > 1e-4
 
 
@@ -722,17 +704,17 @@ def test_every_level_looks_different_to_the_denoiser() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(denoising_steps=0), r"denoising_steps.*between 1 and noise_levels=20.*got 0"),
-        (dict(denoising_steps=21), r"denoising_steps.*between 1 and noise_levels=20.*got 21"),
-        (dict(noise_levels=3), r"denoising_steps.*noise_levels=3.*got 5"),
-        (dict(noise_levels=0, denoising_steps=0), r"noise_levels"),
-        (dict(eta=-0.1), r"eta must lie between 0 .* and 1 .*got -0.1"),
-        (dict(eta=1.1), r"eta must lie between 0 .* and 1 .*got 1.1"),
-        (dict(eta=math.nan), r"eta.*nan"),
-        (dict(sigma_min=0.0), r"sigma_min must be positive.*got 0.0"),
-        (dict(sigma_min=-1.0), r"sigma_min must be positive.*got -1.0"),
-        (dict(sigma_min=math.nan), r"sigma_min must be positive.*got nan"),
-        (dict(noise_schedule="sigmoid"), r"'sigmoid'.*\['cosine', 'linear'\]"),
+        ({"denoising_steps": 0}, r"denoising_steps.*between 1 and noise_levels=20.*got 0"),
+        ({"denoising_steps": 21}, r"denoising_steps.*between 1 and noise_levels=20.*got 21"),
+        ({"noise_levels": 3}, r"denoising_steps.*noise_levels=3.*got 5"),
+        ({"noise_levels": 0, "denoising_steps": 0}, r"noise_levels"),
+        ({"eta": -0.1}, r"eta must lie between 0 .* and 1 .*got -0.1"),
+        ({"eta": 1.1}, r"eta must lie between 0 .* and 1 .*got 1.1"),
+        ({"eta": math.nan}, r"eta.*nan"),
+        ({"sigma_min": 0.0}, r"sigma_min must be positive.*got 0.0"),
+        ({"sigma_min": -1.0}, r"sigma_min must be positive.*got -1.0"),
+        ({"sigma_min": math.nan}, r"sigma_min must be positive.*got nan"),
+        ({"noise_schedule": "sigmoid"}, r"'sigmoid'.*\['cosine', 'linear'\]"),
     ],
 )
 def test_a_process_out_of_range_is_refused(arguments: dict[str, Any], message: str) -> None:

@@ -1,43 +1,43 @@
-"""Noise schedules: how much of the action is left at each of the ``T`` noise levels."""
+"""
+Noise schedules: how much of the action is left at each of the ``T`` noise levels.
+
+Each ends at ``alpha_bar = ALPHA_BAR_END``, not at 0: from pure noise the clean action would be the
+quotient of two rounding errors, and the likelihood of the first denoising step no longer a number
+that float32 repeats.
+"""
 
 import math
 from collections.abc import Callable
 
 import torch as th
 
+ALPHA_BAR_END = 0.005
 
-def cosine(n_levels: int) -> th.Tensor:
+
+def cosine(t: th.Tensor) -> th.Tensor:
     """
-    Squared-cosine schedule (Nichol and Dhariwal 2021, eq. 17), each step's noise capped at 0.999.
+    Squared-cosine schedule (Nichol and Dhariwal 2021, eq. 17), stopped at ``ALPHA_BAR_END``.
 
-    :param n_levels: number of noise levels ``T``
-    :return: ``(T,)`` fractions of noise added by each level
+    :param t: noise level as a fraction of ``T``, 0 to 1
+    :return: ``alpha_bar``, of the same shape
     """
-
-    def remaining(t: float) -> float:
-        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
-
-    return th.tensor(
-        [
-            min(1 - remaining((t + 1) / n_levels) / remaining(t / n_levels), 0.999)
-            for t in range(n_levels)
-        ],
-        dtype=th.float64,
-    )
+    offset = 0.008 * math.pi / 2
+    end = math.acos(math.sqrt(ALPHA_BAR_END) * math.cos(offset))
+    return ((offset + t * (end - offset)).cos() / math.cos(offset)) ** 2
 
 
-def linear(n_levels: int) -> th.Tensor:
+def linear(t: th.Tensor) -> th.Tensor:
     """
-    Linear schedule (Ho et al. 2020), rescaled so that any ``T`` ends at nearly pure noise.
+    Noise rate that rises linearly to 100 times its start (Ho et al. 2020, in continuous time),
+    scaled to end at ``ALPHA_BAR_END``.
 
-    :param n_levels: number of noise levels ``T``
-    :return: ``(T,)`` fractions of noise added by each level
+    :param t: noise level as a fraction of ``T``, 0 to 1
+    :return: ``alpha_bar``, of the same shape
     """
-    scale = 1000 / n_levels
-    return th.linspace(scale * 1e-4, scale * 0.02, n_levels, dtype=th.float64).clamp(max=0.999)
+    return ALPHA_BAR_END ** ((t + 49.5 * t**2) / 50.5)
 
 
-NOISE_SCHEDULES: dict[str, Callable[[int], th.Tensor]] = {"cosine": cosine, "linear": linear}
+NOISE_SCHEDULES: dict[str, Callable[[th.Tensor], th.Tensor]] = {"cosine": cosine, "linear": linear}
 
 
 def make_alpha_bar(kind: str, n_levels: int) -> th.Tensor:
@@ -56,5 +56,4 @@ def make_alpha_bar(kind: str, n_levels: int) -> th.Tensor:
         )
     if n_levels < 1:
         raise ValueError(f"noise_levels must be at least 1, got {n_levels}.")
-    kept = th.cumprod(1 - NOISE_SCHEDULES[kind](n_levels), dim=0)
-    return th.cat([th.ones(1, dtype=th.float64), kept])
+    return NOISE_SCHEDULES[kind](th.arange(n_levels + 1, dtype=th.float64) / n_levels)

@@ -27,7 +27,7 @@ from sb3_diffrl.envs.avoiding_world import (
 
 CLEARANCE = 0.2  # distance from the centre of a row's outer obstacle when passing beside the row
 LINE_UP = 0.125  # distance before the first row at which to line up
-ALIGNED = 0.03  # within this of the gap's centre, go
+TURN = 0.08  # distance from a line, or from a gap's centre, at which to begin to turn
 NOISE = 0.1
 MIN_SCENE_SUCCESS = 0.9
 _ROWS = (slice(0, 1), slice(1, 3), slice(3, 6))
@@ -52,8 +52,9 @@ def gap_centres(obstacles: Floats, way: Ints) -> Floats:
 
 def plan(position: Floats, obstacles: Floats, way: Ints) -> Floats:
     """
-    The planner's action: line up with the next row's gap midway between the rows (.125 before the
-    row where nothing is displaced), pass, and after the last row go straight to the finish.
+    The planner's action: head for the gap's centre on the line midway before the next row (.125
+    before the row where nothing is displaced), turn up as it comes near, pass, and so on to the
+    finish.
 
     :param position: ``(N, 2)``
     :param obstacles: ``(N, 6, 2)``
@@ -66,13 +67,15 @@ def plan(position: Floats, obstacles: Floats, way: Ints) -> Floats:
     before = np.concatenate([bottom[:, :1] - 2 * LINE_UP, top[:, :-1]], axis=1)
     line_up = (before + bottom) / 2
 
-    passed = (position[:, 1:] > top).sum(axis=1)
+    turn_at = (top + np.concatenate([line_up[:, 1:], top[:, -1:] + LINE_UP], axis=1)) / 2
+    passed = (position[:, 1:] > turn_at).sum(axis=1)
     at = np.arange(len(position)), np.minimum(passed, 2)
-    target = np.stack([gap_centres(obstacles, way)[at], line_up[at]], axis=-1)
-    aligned = np.abs(target[:, 0] - position[:, 0]) < ALIGNED
-    target[aligned | (passed == 3), 1] = np.inf
-    target[passed == 3, 0] = position[passed == 3, 0]
-    return np.asarray(np.clip((target - position) / STEP, -1, 1))
+    offset = np.stack([gap_centres(obstacles, way)[at], line_up[at]], axis=-1) - position
+    action = np.clip(offset / [STEP, TURN], -1, 1)
+    rise = np.clip(1 - np.abs(offset[:, 0]) / TURN, 0, 1)
+    action[:, 1] = np.maximum(action[:, 1], rise)
+    action[passed == 3] = [0, 1]
+    return np.asarray(action)
 
 
 @dataclass(frozen=True)
