@@ -314,6 +314,7 @@ def figure(path: Path, curves: dict[Key, Curve]) -> None:
     :param curves: learning curves
     """
     panels: dict[str, dict[str, list[Curve]]] = {}
+    full: list[Curve] = []
     titles = {"scene": "One displaced scene", "episode": "Displaced anew in every episode"}
     for kind, title in titles.items():
         ours = [c for (m, p, _), c in curves.items() if form(p) == kind and m != "ppo"]
@@ -323,9 +324,9 @@ def figure(path: Path, curves: dict[Key, Curve]) -> None:
             if form(perturbation) == kind:
                 cut = [point for point in curve if point[0] <= end]
                 panels.setdefault(title, {}).setdefault(label, []).append(cut)
-                if method == "ppo" and cut != curve:
-                    full = panels.setdefault(f"{label}, in full", {})
-                    full.setdefault(label, []).append(curve)
+                full += [curve] if cut != curve else []
+    if full:
+        panels["To the end"] = {LABELS["ppo"]: full}
     if panels:
         benchmark_figure(path, panels, {titles["scene"]: 0.95, titles["episode"]: 0.70})
 

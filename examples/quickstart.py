@@ -35,11 +35,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40_000, help="environment steps of RL")
     parser.add_argument("--episodes", type=int, default=300, help="episodes of each evaluation")
     parser.add_argument("--seed", type=int, default=0, help="seed of training")
-    parser.add_argument("--output", type=Path, default=Path("results"), help="folder")
+    parser.add_argument("--output", type=Path, default=ROOT / "results", help="folder")
     args = parser.parse_args()
 
     th.set_num_threads(1)  # the networks are small: the cores do more as one process each
-    say = Console().print
+    console = Console()
+    say = console.print
     start = time.perf_counter()
     scene, model_path = f"scene:{args.scene}", args.output / "quickstart_model.zip"
     hyperparams = load_hyperparams(ROOT / "hyperparams/diffppo.yml")
@@ -55,7 +56,7 @@ def main() -> None:
 
         say(f"2. Evaluating the diffusion policy, clean and perturbed ({scene})")
         diffusion = execute(Run("diffusion", scene, hyperparams, 0, prior=prior, **budget))
-        say(results_table(diffusion.rows))
+        say(results_table(diffusion.rows, width=console.width))
 
         say(f"3. Fine-tuning in the perturbed scene for {args.steps:,} environment steps")
         diffrl = execute(
@@ -90,7 +91,7 @@ def main() -> None:
         ppo.curve_episodes,
         was.perturbed_after,
     )
-    say(results_table(rows))
+    say(results_table(rows, width=console.width))
     say(f"Figure and rows: {args.output}/quickstart.png, {args.output}/quickstart.csv")
     say(f"The model, in three lines ({time.perf_counter() - start:.0f} s in all):\n")
     print("from sb3_diffrl import DiffusionPPO")

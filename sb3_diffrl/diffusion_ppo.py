@@ -125,6 +125,7 @@ class DiffusionPPO(PPO):
         self.critic_warmup = critic_warmup
         self.n_iterations = 0
         self.env_steps = 0
+        self._actor_moved = False
         self._prior_kl: float | None = None
         self._random_state: dict[str, Any] | None = None
         if _init_setup_model:
@@ -253,7 +254,7 @@ class DiffusionPPO(PPO):
         return result
 
     def _forget_improvement(self) -> None:
-        self.n_iterations, self._prior_kl = 0, None
+        self.n_iterations, self._actor_moved, self._prior_kl = 0, False, None
         self.improvement = Improvement(self.improvement.target)
 
     # -- acting --------------------------------------------------------------------------------
@@ -318,8 +319,7 @@ class DiffusionPPO(PPO):
                     "performance_target=, the return that counts as solved. "
                     "Or use schedules without it, e.g. beta=0.1."
                 )
-        by_prior = self.n_iterations <= self.critic_warmup
-        improvement = self.improvement.update(performance, acted_by_prior=by_prior)
+        improvement = self.improvement.update(performance, acted_by_prior=not self._actor_moved)
         return Signals(1 - self._current_progress_remaining, improvement, self._prior_kl)
 
     def _needs_improvement(self) -> bool:
@@ -344,6 +344,8 @@ class DiffusionPPO(PPO):
         imitation_weights = self.imitation.weights(self.signals())
         train_actor = self.n_iterations >= self.critic_warmup
         stats: dict[str, list[th.Tensor]] = defaultdict(list)
+        if not train_actor:
+            self._imitate(imitation_weights)
         approx_kl_exceeded = False
 
         for epoch in range(self.n_epochs):
@@ -396,6 +398,7 @@ class DiffusionPPO(PPO):
                 if train_actor:
                     th.nn.utils.clip_grad_norm_(policy.actor.parameters(), self.max_grad_norm)
                     policy.optimizer.step()
+                    self._actor_moved = True
                 th.nn.utils.clip_grad_norm_(policy.critic_parameters(), self.max_grad_norm)
                 policy.critic_optimizer.step()
             self._n_updates += 1
@@ -418,6 +421,27 @@ class DiffusionPPO(PPO):
             ),
         )
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _imitate(self, weights: dict[str, float]) -> None:
+        """Train the actor by imitation alone, while the critic warms up."""
+        policy, n_steps = self.policy, self.imitation.warmup_steps
+        visited = next(self.rollout_buffer.get()).observations
+        optimizer = th.optim.Adam(policy.actor.parameters(), lr=self.imitation.warmup_learning_rate)
+        for step in range(n_steps):
+            update_learning_rate(
+                optimizer, self.imitation.warmup_learning_rate * (1 - 2 / 3 * step / n_steps)
+            )
+            losses = imitation_losses(
+                policy, self.imitation_buffer, visited, weights, self.imitation.batch_size
+            )
+            if not losses:
+                return
+            loss = th.stack([weights[name] * term for name, term in losses.items()]).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            th.nn.utils.clip_grad_norm_(policy.actor.parameters(), self.max_grad_norm)
+            optimizer.step()
+            self._actor_moved = True
 
     def learn(
         self: SelfDiffusionPPO,

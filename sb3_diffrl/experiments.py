@@ -507,28 +507,32 @@ def in_process(function: Callable[..., Result], *args: Any) -> Result:
 LABELS = {"diffusion": "Diffusion only", "ppo": "PPO from scratch", "diffrl": "DiffRL"}
 
 
-def results_table(rows: Iterable[ResultRow], eval_mode: str = "stochastic") -> Table:
+def results_table(
+    rows: Iterable[ResultRow], eval_mode: str = "stochastic", width: int = 100
+) -> Table:
     """
     One line for each row, success rates with their 95 % intervals.
 
     :param rows: of one perturbation
     :param eval_mode: which rows
+    :param width: of the terminal; where it is narrow, intervals stand below their rates
     :return: a table to print with rich
     """
     rows = [row for row in rows if row.eval_mode == eval_mode]
+    gap = " " if width >= 97 else "\n"
     order = [*LABELS, *(row.method for row in rows)]
     title = ", ".join(dict.fromkeys(f"{row.task}, {row.perturbation}" for row in rows))
     table = Table(title=title, box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     for name in ("clean", "perturbed\nbefore RL", "perturbed\nafter RL"):
-        table.add_column(name, justify="center", min_width=12)
+        table.add_column(name, justify="center", no_wrap=True)
     for name in ("environment\nsteps", "mode\nentropy"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in sorted(rows, key=lambda row: order.index(row.method)):
         rates = (row.clean, row.perturbed_before, row.perturbed_after)
         table.add_row(
             LABELS.get(row.method, row.method),
-            *(format_rate(rate, row.n_episodes) for rate in rates),
+            *(format_rate(rate, row.n_episodes).replace(" [", gap + "[") for rate in rates),
             f"{row.env_steps:,}",
             f"{row.mode_entropy:.2f}",
         )

@@ -39,6 +39,9 @@ class Imitation:
     :param successes: weight of the loss on own successful decisions
     :param batch_size: samples of each term per minibatch
     :param capacity: number of own successful decisions kept, the oldest leaving first
+    :param warmup_steps: gradient steps by imitation alone, in each iteration of critic_warmup
+    :param warmup_learning_rate: their learning rate, which falls linearly to a third in each
+        iteration
     """
 
     demonstrations: Schedule = field(default_factory=lambda: Constant(0.0))
@@ -46,6 +49,8 @@ class Imitation:
     successes: Schedule = field(default_factory=lambda: Constant(0.0))
     batch_size: int = 256
     capacity: int = 100_000
+    warmup_steps: int = 0
+    warmup_learning_rate: float = 1e-3
     terms: ClassVar[tuple[str, ...]] = ("demonstrations", "context", "successes")
 
     @classmethod
@@ -60,20 +65,26 @@ class Imitation:
             return spec
         if not isinstance(spec, Mapping) or "kind" in spec:
             return cls(demonstrations=IMITATION.schedule(spec))
-        sizes = ("batch_size", "capacity")
-        unknown = set(spec) - {*cls.terms, *sizes}
+        numbers = {
+            "batch_size": int,
+            "capacity": int,
+            "warmup_steps": int,
+            "warmup_learning_rate": float,
+        }
+        unknown = set(spec) - {*cls.terms, *numbers}
         if unknown:
             raise ValueError(
                 f"imitation={dict(spec)!r}: unknown {sorted(unknown)}. "
-                f"Expected any of {', '.join(cls.terms + sizes)}."
+                f"Expected any of {', '.join((*cls.terms, *numbers))}."
             )
-        for name in sizes:
-            if name in spec and not (isinstance(spec[name], int) and spec[name] > 0):
+        for name, kind in numbers.items():
+            least = 0 if name == "warmup_steps" else 1 if kind is int else 1e-12
+            if name in spec and not (isinstance(spec[name], kind) and spec[name] >= least):
                 raise ValueError(
-                    f"imitation={dict(spec)!r}: {name} must be a positive integer, "
+                    f"imitation={dict(spec)!r}: {name} must be a positive {kind.__name__}, "
                     f"got {spec[name]!r}."
                 )
-        arguments: dict[str, Any] = {name: spec[name] for name in sizes if name in spec}
+        arguments: dict[str, Any] = {name: spec[name] for name in numbers if name in spec}
         arguments |= {name: IMITATION.schedule(spec[name]) for name in cls.terms if name in spec}
         return cls(**arguments)
 

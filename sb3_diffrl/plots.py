@@ -197,7 +197,7 @@ def benchmark_figure(
             )
         _finish_curves(ax)
         ax.set_title(title)
-        ax.legend(loc="lower right", frameon=False)
+        ax.legend(loc="best", frameon=False)
     _save(figure, path)
 
 
@@ -210,10 +210,11 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _finish_curves(ax: Axes) -> None:
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     ax.set(ylim=(-0.02, 1.02), xlabel="environment steps", ylabel="success rate")
     ax.set_xlim(left=0)
+    ax.xaxis.set_major_locator(MaxNLocator(6))
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)

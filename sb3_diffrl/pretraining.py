@@ -161,7 +161,7 @@ def freeze_observation_statistics(env: VecNormalize, demonstrations: Demonstrati
         assert isinstance(env.obs_rms, dict)
         env.obs_rms = {key: frozen(observations[key]) for key in env.obs_rms}
     else:
-        env.obs_rms = frozen(observations)
+        env.obs_rms = frozen(observations)  # type: ignore[assignment]  # SB3 names Dict alone
 
 
 class FrozenMeanStd(RunningMeanStd):

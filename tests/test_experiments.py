@@ -264,6 +264,11 @@ def test_the_table_shows_intervals() -> None:
     assert "0.94 [0.92, 0.96]" in found[0]
     assert "–" in found[1] and "0.00 [0.00, 0.01]" in found[1]
     assert "100,000" in found[2] and "0.11" not in capture.get()
+    narrow = Console(width=80)
+    with narrow.capture() as capture:
+        narrow.print(results_table(rows, width=80))
+    assert "[0.92, 0.96]" in capture.get() and "0.94 [" not in capture.get()
+    assert "entropy" in capture.get() and "…" not in capture.get()
 
 
 # -- figures -----------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from sb3_diffrl.envs.avoiding_world import (
 CLEARANCE = 0.2  # distance from the centre of a row's outer obstacle when passing beside the row
 LINE_UP = 0.125  # distance before the first row at which to line up
 TURN = 0.08  # distance from a line, or from a gap's centre, at which to begin to turn
-NOISE = 0.1
+NOISE = 0.05
 MIN_SCENE_SUCCESS = 0.9
 _ROWS = (slice(0, 1), slice(1, 3), slice(3, 6))
 
