@@ -320,7 +320,9 @@ class DiffusionPPO(PPO):
                     "Or use schedules without it, e.g. beta=0.1."
                 )
         improvement = self.improvement.update(performance, acted_by_prior=not self._actor_moved)
-        return Signals(1 - self._current_progress_remaining, improvement, self._prior_kl)
+        # The last rollout may go beyond the total.
+        progress = min(max(1 - self._current_progress_remaining, 0.0), 1.0)
+        return Signals(progress, improvement, self._prior_kl)
 
     def _needs_improvement(self) -> bool:
         imitation = (getattr(self.imitation, term) for term in self.imitation.terms)

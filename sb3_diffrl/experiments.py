@@ -522,7 +522,7 @@ def results_table(
     gap = " " if width >= 97 else "\n"
     order = [*LABELS, *(row.method for row in rows)]
     title = ", ".join(dict.fromkeys(f"{row.task}, {row.perturbation}" for row in rows))
-    table = Table(title=title, box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(title=title, box=rich.box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     for name in ("clean", "perturbed\nbefore RL", "perturbed\nafter RL"):
         table.add_column(name, justify="center", no_wrap=True)

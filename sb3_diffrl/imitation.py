@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_diffrl.demonstrations import Demonstrations
 from sb3_diffrl.policies import DiffusionActorCriticPolicy
@@ -172,7 +173,7 @@ class ImitationBuffer:
             elif term == "successes" and self._episodes:
                 observations, actions = _concatenate(list(self._episodes))
                 scaled = th.as_tensor(actions.clip(-1, 1), device=policy.device)
-                self._tensors[term] = policy.obs_to_tensor(observations)[0], scaled
+                self._tensors[term] = obs_as_tensor(observations, policy.device), scaled
         return self._tensors.get(term)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -119,7 +119,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         action_space: spaces.Box,
         lr_schedule: Schedule,
         net_arch: list[int] | dict[str, list[int]] | None = None,
-        activation_fn: type[nn.Module] = nn.Mish,
+        activation_fn: type[nn.Module] = nn.SiLU,
         noise_schedule: str = "cosine",
         noise_levels: int = 20,
         denoising_steps: int = 5,

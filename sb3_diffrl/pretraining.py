@@ -94,7 +94,7 @@ def pretrain(
     validation_data = None if validation is None else as_tensors(policy, validation)
 
     optimizer = th.optim.AdamW(
-        policy.actor.parameters(), lr=learning_rate, weight_decay=weight_decay
+        policy.actor.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
     )
     scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, gradient_steps, warmup_steps))
     average = copy.deepcopy(policy.actor)

@@ -64,7 +64,7 @@ class MlpDenoiser(Denoiser):
         action_dim: int,
         noise_levels: int,
         net_arch: Sequence[int] = (256, 256, 256),
-        activation_fn: type[nn.Module] = nn.Mish,
+        activation_fn: type[nn.Module] = nn.SiLU,
     ):
         super().__init__(features_dim, action_dim, noise_levels)
         width = net_arch[0] if net_arch else action_dim
