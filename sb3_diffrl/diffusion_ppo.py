@@ -35,7 +35,12 @@ from sb3_diffrl.policies import (
     DiffusionMultiInputPolicy,
     check_action_space,
 )
-from sb3_diffrl.pretraining import PretrainingResult, freeze_observation_statistics, pretrain
+from sb3_diffrl.pretraining import (
+    PretrainingResult,
+    check_demonstrations,
+    hand_over_statistics,
+    pretrain,
+)
 from sb3_diffrl.random_state import get_random_state, preserved_random_state, set_random_state
 from sb3_diffrl.schedules import (
     BETA,
@@ -171,8 +176,6 @@ class DiffusionPPO(PPO):
         """SB3's preparations of a run; the counts and episodes of the method start with SB3's."""
         if reset_num_timesteps:
             self.env_steps = 0
-        if reset_num_timesteps or self._last_obs is None:
-            self.imitation_buffer.forget_pending(self.n_envs)
         prepared = super()._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
@@ -243,12 +246,18 @@ class DiffusionPPO(PPO):
         :param kwargs: see :func:`sb3_diffrl.pretraining.pretrain`
         :return: losses and steps taken
         """
-        if self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs:
-            freeze_observation_statistics(self._vec_normalize_env, demonstrations)
+        env = self._vec_normalize_env
+        if env is not None and env.norm_obs and kwargs.get("fit_normalizer", True):
+            checked = check_demonstrations(demonstrations, self.policy)
+            floors = {k: kwargs[k] for k in ("scale_floor", "limit") if k in kwargs}
+            self.policy.actor.normalizer.fit(checked.observations, **floors)
+            hand_over_statistics(self.policy.actor.normalizer, env)
+            kwargs["fit_normalizer"] = False
         if not self._custom_logger:
             name = f"{type(self).__name__}_pretrain"
             self._logger = configure_logger(self.verbose, self.tensorboard_log, name)
-        result = pretrain(self.policy, self._as_seen(demonstrations), logger=self.logger, **kwargs)
+        seen = self._as_seen(demonstrations)
+        result = pretrain(self.policy, seen, logger=self.logger, **kwargs)
         self.set_demonstrations(demonstrations)
         self._forget_improvement()
         return result
@@ -276,7 +285,11 @@ class DiffusionPPO(PPO):
         elif self._imitates("successes"):
             actions = rollout_buffer.actions[..., -self.policy.action_dim :]
             self.imitation_buffer.add_rollout(
-                rollout_buffer.observations, actions, self._outcomes, self.imitation.capacity
+                rollout_buffer.observations,
+                actions,
+                rollout_buffer.episode_starts,
+                self._outcomes,
+                self.imitation.capacity,
             )
         self.logger.record("rollout/mixing", float(self.policy.mixing))
         self.logger.record("rollout/improvement", self.signals().improvement)

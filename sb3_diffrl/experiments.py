@@ -14,7 +14,6 @@ import math
 import multiprocessing
 import os
 import pathlib
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -485,6 +484,13 @@ def steps_to(curve: Curve, success_rate: float) -> float:
 
 def peak_rss_mb() -> float:
     """:return: largest resident memory of this process so far, MB"""
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():  # getrusage would count the process that this one was forked from
+        entries = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        if "VmHWM" in entries:
+            return int(entries["VmHWM"].split()[0]) / 2**10
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
@@ -522,7 +528,9 @@ def results_table(
     gap = " " if width >= 97 else "\n"
     order = [*LABELS, *(row.method for row in rows)]
     title = ", ".join(dict.fromkeys(f"{row.task}, {row.perturbation}" for row in rows))
-    table = Table(title=title, box=rich.box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table = Table(
+        title=title, box=rich.box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False
+    )
     table.add_column("", no_wrap=True)
     for name in ("clean", "perturbed\nbefore RL", "perturbed\nafter RL"):
         table.add_column(name, justify="center", no_wrap=True)

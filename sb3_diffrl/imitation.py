@@ -14,7 +14,8 @@ foremost, nothing holds it. Three terms do, each weighted by itself:
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -80,13 +81,19 @@ class Imitation:
             )
         for name, kind in numbers.items():
             least = 0 if name == "warmup_steps" else 1 if kind is int else 1e-12
-            if name in spec and not (isinstance(spec[name], kind) and spec[name] >= least):
+            value: Any = spec.get(name, least)
+            allowed = (int, kind) if kind is float else kind
+            if isinstance(value, bool) or not isinstance(value, allowed) or value < least:
                 raise ValueError(
                     f"imitation={dict(spec)!r}: {name} must be a positive {kind.__name__}, "
-                    f"got {spec[name]!r}."
+                    f"got {value!r}."
                 )
         arguments: dict[str, Any] = {name: spec[name] for name in numbers if name in spec}
-        arguments |= {name: IMITATION.schedule(spec[name]) for name in cls.terms if name in spec}
+        arguments |= {
+            name: replace(IMITATION, name=f"imitation {name}").schedule(spec[name])
+            for name in cls.terms
+            if name in spec
+        }
         return cls(**arguments)
 
     def weights(self, signals: Signals) -> dict[str, float]:
@@ -103,7 +110,8 @@ class ImitationBuffer:
     def __init__(self) -> None:
         self.demonstrations: Demonstrations | None = None
         self._episodes: deque[tuple[Any, np.ndarray]] = deque()
-        self._pending: list[list[tuple[Any, np.ndarray]]] = []
+        # Per env the parts of the episode under way; None where its start was not seen.
+        self._pending: list[list[tuple[Any, np.ndarray]] | None] = []
         self._tensors: dict[str, tuple[PyTorchObs, th.Tensor]] = {}
 
     @property
@@ -123,20 +131,26 @@ class ImitationBuffer:
 
     def forget_pending(self, n_envs: int) -> None:
         """
-        Drop the episodes that have not ended, as when the envs are reset.
+        Drop the episodes under way, as when a part of them was not recorded.
 
         :param n_envs: number of envs ``N`` from now on
         """
-        self._pending = [[] for _ in range(n_envs)]
+        self._pending = [None] * n_envs
 
     def add_rollout(
-        self, observations: Any, actions: np.ndarray, outcomes: np.ndarray, capacity: int
+        self,
+        observations: Any,
+        actions: np.ndarray,
+        episode_starts: np.ndarray,
+        outcomes: np.ndarray,
+        capacity: int,
     ) -> None:
         """
         Take the successful episodes out of a rollout; those still under way wait for the next.
 
         :param observations: ``(n_steps, N, ...)``, or a mapping of such arrays
         :param actions: ``(n_steps, N, D)`` scaled
+        :param episode_starts: ``(n_steps, N)`` whether a decision is the first of its episode
         :param outcomes: ``(n_steps, N)``: 0 under way, 1 ended, 2 ended in success
         :param capacity: number of own decisions kept, the oldest episodes leaving first
         """
@@ -144,17 +158,21 @@ class ImitationBuffer:
         if len(self._pending) != n_envs:
             self.forget_pending(n_envs)
         for env in range(n_envs):
-            start = 0
-            for end in [*(np.flatnonzero(outcomes[:, env]) + 1), n_steps]:
+            starts = np.flatnonzero(episode_starts[:, env])
+            for start, end in pairwise(sorted({0, *starts.tolist(), n_steps})):
+                if episode_starts[start, env]:
+                    self._pending[env] = []
+                parts = self._pending[env]
+                if parts is None:
+                    continue
                 part = slice(start, end)
-                self._pending[env].append(
+                parts.append(
                     (_map(lambda x, p=part, e=env: x[p, e], observations), actions[part, env])
                 )
-                if outcomes[end - 1, env] and end > start:
-                    if outcomes[end - 1, env] == 2:
-                        self._episodes.append(_concatenate(self._pending[env]))
-                    self._pending[env] = []
-                start = end
+                if outcomes[end - 1, env] == 2:
+                    self._episodes.append(_concatenate(parts))
+                if outcomes[end - 1, env]:
+                    self._pending[env] = None
         while self._episodes and self.n_successes > capacity:
             self._episodes.popleft()
         self._tensors.pop("successes", None)

@@ -56,6 +56,17 @@ class Standardizer(nn.Module):
         self.limit.fill_(limit)
         self.near_constant.copy_(th.as_tensor(std <= floor))
 
+    def hand_over(self) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Leave mean and scale to another normaliser and become the identity up to the limit.
+
+        :return: mean and variance ``(*shape)``
+        """
+        mean, scale = self.mean.cpu().numpy().copy(), self.scale.cpu().numpy().copy()
+        self.mean.zero_()
+        self.scale.fill_(1.0)
+        return mean.astype(np.float64), scale.astype(np.float64) ** 2
+
     def forward(self, observations: th.Tensor) -> th.Tensor:
         """
         :param observations: ``(B, *shape)``
@@ -99,7 +110,7 @@ class ObservationNormalizer(nn.Module):
         parts = observations if isinstance(observations, Mapping) else {"": observations}
         for key, part in parts.items():
             if f"obs_{key}" in self.standardizers:
-                self._standardizer(key).fit(part, scale_floor, limit)
+                self.standardizer(key).fit(part, scale_floor, limit)
 
     def forward(self, observations: PyTorchObs) -> PyTorchObs:
         """
@@ -131,12 +142,16 @@ class ObservationNormalizer(nn.Module):
     def _replace(self, key: str, part: th.Tensor, context: th.Tensor) -> th.Tensor:
         if f"obs_{key}" not in self.standardizers:
             return part
-        return th.where(self._standardizer(key).near_constant > 0.5, context, part)
+        return th.where(self.standardizer(key).near_constant > 0.5, context, part)
 
-    def _standardizer(self, key: str) -> Standardizer:
+    def standardizer(self, key: str = "") -> Standardizer:
+        """
+        :param key: key of a Dict observation
+        :return: what standardises it
+        """
         standardizer = self.standardizers[f"obs_{key}"]
         assert isinstance(standardizer, Standardizer)
         return standardizer
 
     def _normalize(self, key: str, part: th.Tensor) -> th.Tensor:
-        return self._standardizer(key)(part) if f"obs_{key}" in self.standardizers else part
+        return self.standardizer(key)(part) if f"obs_{key}" in self.standardizers else part

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
 from sb3_diffrl.demonstrations import Demonstrations
+from sb3_diffrl.normalization import ObservationNormalizer, Standardizer
 from sb3_diffrl.policies import DiffusionActor, DiffusionActorCriticPolicy
 from sb3_diffrl.random_state import preserved_random_state
 
@@ -52,8 +53,9 @@ def pretrain(
     validation_fraction: float = 0.1,
     validation_interval: int = 500,
     patience: int | None = 10,
+    fit_normalizer: bool = True,
     scale_floor: float = 0.02,
-    normalizer_limit: float = 5.0,
+    limit: float = 5.0,
     seed: int = 0,
     logger: Logger | None = None,
     progress_bar: bool = False,
@@ -76,8 +78,10 @@ def pretrain(
     :param validation_fraction: fraction of the episodes held out, 0 for none
     :param validation_interval: steps between validations
     :param patience: stop after so many validations without a new best; None trains to the end
+    :param fit_normalizer: whether to take the observation statistics from the demonstrations; False
+        keeps those that the policy has
     :param scale_floor: see :meth:`~sb3_diffrl.normalization.Standardizer.fit`
-    :param normalizer_limit: bound of normalised observations
+    :param limit: bound of normalised observations
     :param seed: of the validation split
     :param logger: records ``pretrain/…`` if given
     :param progress_bar: whether to show one
@@ -85,11 +89,19 @@ def pretrain(
     :raises ValueError: for demonstrations that do not fit the policy's spaces, naming field, index
         and expectation
     """
+    for name, size in (
+        ("gradient_steps", gradient_steps),
+        ("batch_size", batch_size),
+        ("validation_interval", validation_interval),
+    ):
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}.")
     demonstrations = check_demonstrations(demonstrations, policy)
     train, validation = demonstrations, None
     if validation_fraction > 0 and len(demonstrations) > 1:
         train, validation = demonstrations.split(validation_fraction, seed=seed)
-    policy.actor.normalizer.fit(train.observations, scale_floor, normalizer_limit)
+    if fit_normalizer:
+        policy.actor.normalizer.fit(train.observations, scale_floor, limit)
     train_obs, train_actions = as_tensors(policy, train)
     validation_data = None if validation is None else as_tensors(policy, validation)
 
@@ -141,27 +153,24 @@ def pretrain(
     )
 
 
-def freeze_observation_statistics(env: VecNormalize, demonstrations: Demonstrations) -> None:
+def hand_over_statistics(normalizer: ObservationNormalizer, env: VecNormalize) -> None:
     """
-    Set the observation statistics from demonstrations and hold them.
+    Let the env normalise observations by the policy's statistics, and hold them.
 
+    :param normalizer: fitted to the demonstrations; becomes the identity where the env takes over
     :param env: wrapper whose ``obs_rms`` is replaced
-    :param demonstrations: in the env's own units
     """
 
-    def frozen(part: np.ndarray) -> FrozenMeanStd:
-        statistics = FrozenMeanStd(shape=part.shape[1:])
-        statistics.mean = part.mean(axis=0, dtype=np.float64)
-        statistics.var = part.var(axis=0, dtype=np.float64)
-        statistics.count = len(part)
+    def frozen(standardizer: Standardizer) -> FrozenMeanStd:
+        statistics = FrozenMeanStd()
+        statistics.mean, statistics.var = standardizer.hand_over()
         return statistics
 
-    observations: Any = demonstrations.observations
-    if isinstance(observations, dict):
+    if isinstance(env.observation_space, spaces.Dict):
         assert isinstance(env.obs_rms, dict)
-        env.obs_rms = {key: frozen(observations[key]) for key in env.obs_rms}
+        env.obs_rms = {key: frozen(normalizer.standardizer(key)) for key in env.obs_rms}
     else:
-        env.obs_rms = frozen(observations)  # type: ignore[assignment]  # SB3 names Dict alone
+        env.obs_rms = frozen(normalizer.standardizer())  # type: ignore[assignment]  # Dict alone
 
 
 class FrozenMeanStd(RunningMeanStd):

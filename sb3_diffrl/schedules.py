@@ -11,6 +11,7 @@ object of the user's own.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import Any, ClassVar
 
 
@@ -31,6 +32,7 @@ class Signals:
 
 
 Schedule = Callable[[Signals], float]
+Limits = Mapping[str, tuple[float, float]]  # smallest and largest value of an argument
 ScheduleSpec = float | str | Mapping[str, Any] | Schedule
 
 
@@ -52,14 +54,17 @@ class Linear:
 
     :param initial: value at the start
     :param final: value at the end
+    :param until: fraction of the training at which the end is reached, 0 to 1
     """
 
     initial: float
     final: float = 0.0
+    until: float = 1.0
+    limits: ClassVar[Limits] = {"until": (1e-9, 1.0)}
 
     def __call__(self, signals: Signals) -> float:
         """:return: the value at these signals"""
-        return self.initial + (self.final - self.initial) * signals.progress
+        return self.initial + (self.final - self.initial) * min(signals.progress / self.until, 1.0)
 
 
 @dataclass
@@ -69,14 +74,17 @@ class Cosine:
 
     :param initial: value at the start
     :param final: value at the end
+    :param until: fraction of the training at which the end is reached, 0 to 1
     """
 
     initial: float
     final: float = 0.0
+    until: float = 1.0
+    limits: ClassVar[Limits] = {"until": (1e-9, 1.0)}
 
     def __call__(self, signals: Signals) -> float:
         """:return: the value at these signals"""
-        weight = (1 + math.cos(math.pi * signals.progress)) / 2
+        weight = (1 + math.cos(math.pi * min(signals.progress / self.until, 1.0))) / 2
         return self.final + (self.initial - self.final) * weight
 
 
@@ -91,6 +99,7 @@ class Adaptive:
 
     initial: float
     floor: float = 0.1
+    limits: ClassVar[Limits] = {"floor": (0.0, 1.0)}
 
     def __call__(self, signals: Signals) -> float:
         """:return: the value at these signals"""
@@ -122,19 +131,23 @@ class KlController:
 
     :param initial: weight at the start, above 0
     :param target: KL divergence to hold, nats per decision, above 0
-    :param gain: largest relative change per iteration is 0.2 times this
-    :param value: current weight; ``initial`` at the start
+    :param gain: largest relative change per iteration is 0.2 times this; above 0, at most 1
+
+    ``value`` is the current weight, ``initial`` at the start.
     """
 
     initial: float
     target: float
     gain: float = 0.5
-    value: float = field(default=math.nan, repr=False)
-    positive: ClassVar[tuple[str, ...]] = ("initial", "target", "gain")
+    value: float = field(init=False)
+    limits: ClassVar[Limits] = {
+        "initial": (1e-12, math.inf),
+        "target": (1e-12, math.inf),
+        "gain": (1e-12, 1.0),
+    }
 
     def __post_init__(self) -> None:
-        if math.isnan(self.value):
-            self.value = self.initial
+        self.value = self.initial
 
     def __call__(self, signals: Signals) -> float:
         """:return: the value at these signals"""
@@ -180,7 +193,7 @@ class Knob:
         :return: the schedule
         :raises ValueError: saying what was wrong and what is expected
         """
-        if isinstance(spec, int | float) and not isinstance(spec, bool):
+        if isinstance(spec, Real) and not isinstance(spec, bool):
             return self._build(spec, "constant", [float(spec)], {})
         if isinstance(spec, str):
             return self._parse(spec)
@@ -202,6 +215,8 @@ class Knob:
         else:
             kind, words = "constant", [spec]
         try:
+            if any("_" in word for word in words):  # Python would read 0_1 as 1
+                raise ValueError
             values = [float(word) for word in words]
         except ValueError as error:
             raise self._error(spec, "it is neither a known kind nor a number") from error
@@ -210,7 +225,7 @@ class Knob:
     def _build(
         self, spec: ScheduleSpec, kind: str, values: list[float], arguments: dict[str, Any]
     ) -> Schedule:
-        names = [f.name for f in fields(KINDS[kind]) if f.repr]
+        names = [f.name for f in fields(KINDS[kind]) if f.init]
         if kind in ("linear", "cosine") and len(values) < 2:
             arguments.setdefault("final", self.final)
         try:
@@ -222,15 +237,12 @@ class Knob:
         return schedule
 
     def _check(self, spec: ScheduleSpec, name: str, value: Any, kind: str) -> None:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self._error(spec, f"{name} must be a number, got {value!r}")
-        low, high = self.minimum, self.maximum
-        if name == "floor":
-            low, high = 0.0, 1.0
-        if not low <= value <= high:
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            raise self._error(spec, f"{name} must be a finite number, got {value!r}")
+        limits: Limits = getattr(KINDS[kind], "limits", {})
+        low, high = limits.get(name, (self.minimum, self.maximum))
+        if not low <= float(value) <= high:
             raise self._error(spec, f"{name} must lie between {low:g} and {high:g}, got {value}")
-        if value == 0 and name in getattr(KINDS[kind], "positive", ()):
-            raise self._error(spec, f"{name} must be above 0")
 
     def _error(self, spec: object, reason: str) -> ValueError:
         return ValueError(

@@ -33,7 +33,7 @@ class GymVecEnv(VecEnv):
     def reset(self) -> VecEnvObs:
         """:return: first observations ``(N, ...)``"""
         seeds = None if all(seed is None for seed in self._seeds) else self._seeds
-        observations, infos = self.venv.reset(seed=seeds)  # type: ignore[arg-type]
+        observations, infos = self.venv.reset(seed=seeds, options=self._options[0] or None)  # type: ignore[arg-type]
         self.reset_infos = self._split(infos)
         self._reset_seeds()
         self._reset_options()
@@ -52,6 +52,7 @@ class GymVecEnv(VecEnv):
         if dones.any():
             finals = self._split(final_info)
             for i in np.flatnonzero(dones):
+                self.reset_infos[i] = split[i]
                 split[i] = finals[i]
                 split[i]["terminal_observation"] = final_obs[i]
                 split[i]["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])

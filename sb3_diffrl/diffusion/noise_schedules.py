@@ -21,20 +21,20 @@ def cosine(t: th.Tensor) -> th.Tensor:
     :param t: noise level as a fraction of ``T``, 0 to 1
     :return: ``alpha_bar``, of the same shape
     """
-    offset = 0.008 * math.pi / 2
+    offset = 0.008 / 1.008 * math.pi / 2
     end = math.acos(math.sqrt(ALPHA_BAR_END) * math.cos(offset))
     return ((offset + t * (end - offset)).cos() / math.cos(offset)) ** 2
 
 
 def linear(t: th.Tensor) -> th.Tensor:
     """
-    Noise rate that rises linearly to 100 times its start (Ho et al. 2020, in continuous time),
+    Noise rate that rises linearly to 200 times its start (Ho et al. 2020, in continuous time),
     scaled to end at ``ALPHA_BAR_END``.
 
     :param t: noise level as a fraction of ``T``, 0 to 1
     :return: ``alpha_bar``, of the same shape
     """
-    return ALPHA_BAR_END ** ((t + 49.5 * t**2) / 50.5)
+    return ALPHA_BAR_END ** ((t + 99.5 * t**2) / 100.5)
 
 
 NOISE_SCHEDULES: dict[str, Callable[[th.Tensor], th.Tensor]] = {"cosine": cosine, "linear": linear}
