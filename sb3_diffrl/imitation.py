@@ -12,10 +12,12 @@ foremost, nothing holds it. Three terms do, each weighted by itself:
 - *successes*: imitation of the agent's own successful episodes.
 """
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -67,11 +69,12 @@ class Imitation:
             return spec
         if not isinstance(spec, Mapping) or "kind" in spec:
             return cls(demonstrations=IMITATION.schedule(spec))
-        numbers = {
-            "batch_size": int,
-            "capacity": int,
-            "warmup_steps": int,
-            "warmup_learning_rate": float,
+        # Type and smallest value of those that are no schedules.
+        numbers: dict[str, tuple[Any, float]] = {
+            "batch_size": (Integral, 1),
+            "capacity": (Integral, 1),
+            "warmup_steps": (Integral, 0),
+            "warmup_learning_rate": (Real, 1e-12),
         }
         unknown = set(spec) - {*cls.terms, *numbers}
         if unknown:
@@ -79,14 +82,15 @@ class Imitation:
                 f"imitation={dict(spec)!r}: unknown {sorted(unknown)}. "
                 f"Expected any of {', '.join((*cls.terms, *numbers))}."
             )
-        for name, kind in numbers.items():
-            least = 0 if name == "warmup_steps" else 1 if kind is int else 1e-12
-            value: Any = spec.get(name, least)
-            allowed = (int, kind) if kind is float else kind
-            if isinstance(value, bool) or not isinstance(value, allowed) or value < least:
+        for name, (kind, least) in numbers.items():
+            if name not in spec:
+                continue
+            value: Any = spec[name]
+            is_number = isinstance(value, kind) and not isinstance(value, bool)
+            if not (is_number and least <= value < math.inf):
                 raise ValueError(
-                    f"imitation={dict(spec)!r}: {name} must be a positive {kind.__name__}, "
-                    f"got {value!r}."
+                    f"imitation={dict(spec)!r}: {name} must be a {kind.__name__.lower()} number "
+                    f"of at least {least:g}, got {value!r}."
                 )
         arguments: dict[str, Any] = {name: spec[name] for name in numbers if name in spec}
         arguments |= {

@@ -193,8 +193,9 @@ class Knob:
         :return: the schedule
         :raises ValueError: saying what was wrong and what is expected
         """
-        if isinstance(spec, Real) and not isinstance(spec, bool):
-            return self._build(spec, "constant", [float(spec)], {})
+        number: object = spec  # of Python's or NumPy's
+        if not isinstance(number, bool) and isinstance(number, Real):
+            return self._build(spec, "constant", [float(number)], {})
         if isinstance(spec, str):
             return self._parse(spec)
         if isinstance(spec, Mapping):

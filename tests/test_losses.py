@@ -181,9 +181,8 @@ def reference_log_probs_and_means(
     """
     alpha_bar = make_alpha_bar("cosine", N_LEVELS).tolist()
     levels = [8, 5, 3, 0]
-    features = (obs - actor.normalizer._standardizer("").mean) / (
-        actor.normalizer._standardizer("").scale
-    )
+    standardizer = actor.normalizer.standardizer()
+    features = (obs - standardizer.mean) / standardizer.scale
     condition = actor.denoiser.condition(features)
     log_probs, means, deviations = [], [], []
     for step in range(N_STEPS):
@@ -236,7 +235,7 @@ def reference_loss(
             total = total - th.minimum(advantage * ratio, advantage * clipped) / n
             kl = ((means[k] - prior_means[k]) ** 2).sum() / (2 * deviations[k] ** 2)
             total = total + beta * kl / n
-        standardizer = policy.actor.normalizer._standardizer("")
+        standardizer = policy.actor.normalizer.standardizer()
         value = policy.value_net((obs[i] - standardizer.mean) / standardizer.scale).squeeze()
         total = total + vf_coef * (value - returns[i]) ** 2 / n
     return total

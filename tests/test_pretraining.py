@@ -133,10 +133,21 @@ def test_the_normaliser_is_fitted_to_the_training_episodes() -> None:
 
     pretrain(policy, demos, validation_fraction=0.2, seed=4, **QUICK)
 
-    standardizer = policy.actor.normalizer._standardizer("")
+    standardizer = policy.actor.normalizer.standardizer()
     np.testing.assert_allclose(standardizer.mean, train.observations.mean(0), rtol=1e-5)
     expected = np.maximum(train.observations.std(0), 0.02)
     np.testing.assert_allclose(standardizer.scale, expected, rtol=1e-5)
+
+
+def test_the_normaliser_can_be_left_as_it_is() -> None:
+    policy = vector_policy()
+    policy.actor.normalizer.fit(np.random.default_rng(0).uniform(5, 7, (20, 3)))
+    before = state(policy.actor.normalizer)
+
+    pretrain(policy, vector_demonstrations(), fit_normalizer=False, **QUICK)
+
+    assert same(before, state(policy.actor.normalizer))
+    assert same(before, state(policy.prior.normalizer))
 
 
 @pytest.mark.parametrize("denoising_steps", [1, 5])
@@ -742,7 +753,7 @@ def test_under_vec_normalize_the_policy_learns_from_normalised_observations() ->
 
     model.pretrain(demos, validation_fraction=0, **QUICK)
 
-    standardizer = model.policy.actor.normalizer._standardizer("")
+    standardizer = model.policy.actor.normalizer.standardizer()
     np.testing.assert_allclose(standardizer.mean, 0, atol=1e-3)
     seen = model.policy.actor.normalizer(th.as_tensor(env.normalize_obs(demos.observations)))
     assert isinstance(seen, th.Tensor)
@@ -766,6 +777,23 @@ def test_under_vec_normalize_only_the_named_keys_of_a_dict_are_touched() -> None
     )
 
 
+@pytest.mark.parametrize("kind", ["image", "dict"])
+def test_vec_normalize_may_also_normalise_images(kind: str) -> None:
+    """It makes a box of floats of them, which is then standardised as any vector."""
+    env = VecNormalize(several(1, kind))
+    model = small_model(env)
+
+    model.pretrain(demonstrations(TargetEnv(kind), 4), validation_fraction=0, **QUICK)
+    prior = state(model.policy.prior)
+    model.learn(16)
+
+    assert same(prior, state(model.policy.prior))
+    observation = env.reset()
+    images = observation["camera"] if isinstance(observation, dict) else observation
+    assert isinstance(images, np.ndarray)
+    assert np.abs(images).max() < 5
+
+
 def test_without_norm_obs_vec_normalize_keeps_to_itself() -> None:
     env = VecNormalize(several(1), norm_obs=False)
     model = small_model(env)
@@ -774,7 +802,7 @@ def test_without_norm_obs_vec_normalize_keeps_to_itself() -> None:
 
     model.pretrain(demos, validation_fraction=0, **QUICK)
 
-    standardizer = model.policy.actor.normalizer._standardizer("")
+    standardizer = model.policy.actor.normalizer.standardizer()
     np.testing.assert_allclose(standardizer.mean, demos.observations.mean(0), rtol=1e-5)
 
 
@@ -815,7 +843,7 @@ def test_under_vec_normalize_the_bounds_of_the_space_are_no_scale(half_range: fl
 
     assert isinstance(seen, th.Tensor)
     np.testing.assert_allclose(seen.std(0), 1, rtol=0.05)
-    assert (normalizer._standardizer("").near_constant == 0).all()
+    assert (normalizer.standardizer().near_constant == 0).all()
 
 
 def test_held_statistics_survive_pickling() -> None:

@@ -7,6 +7,7 @@ import math
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sb3_diffrl.imitation import Imitation
@@ -45,12 +46,18 @@ def at(progress: float = 0.0, improvement: float = 0.0, kl: float | None = None)
         (Linear(0.5, 0.1), at(1.0), 0.1),
         (Linear(0.2, 1.0), at(0.5), 0.6),
         (Linear(0.5), at(0.5), 0.25),
+        (Linear(0.5, 0.1, until=0.5), at(0.25), 0.3),
+        (Linear(0.5, 0.1, until=0.5), at(0.5), 0.1),
+        (Linear(0.5, 0.1, until=0.5), at(0.8), 0.1),
         (Cosine(0.5, 0.1), at(0.0), 0.5),
         (Cosine(0.5, 0.1), at(1 / 3), 0.1 + 0.4 * 0.75),
         (Cosine(0.5, 0.1), at(0.5), 0.3),
         (Cosine(0.5, 0.1), at(2 / 3), 0.1 + 0.4 * 0.25),
         (Cosine(0.5, 0.1), at(1.0), 0.1),
         (Cosine(0.2, 1.0), at(0.5), 0.6),
+        (Cosine(0.5, 0.1, until=0.5), at(0.25), 0.3),
+        (Cosine(0.5, 0.1, until=0.5), at(0.5), 0.1),
+        (Cosine(0.5, 0.1, until=0.5), at(0.8), 0.1),
         (Adaptive(0.5), at(1.0, improvement=0.0), 0.5),
         (Adaptive(0.5), at(0.0, improvement=0.4), 0.3),
         (Adaptive(0.5), at(0.0, improvement=0.89), 0.055),
@@ -93,7 +100,7 @@ def test_the_kl_controller_answers_in_the_right_direction_within_its_clamp(
 
 
 def test_the_gain_sets_the_kl_controllers_largest_step() -> None:
-    assert KlController(1.0, 2.0, gain=2.0)(at(kl=100.0)) == pytest.approx(1.4)
+    assert KlController(1.0, 2.0, gain=1.0)(at(kl=100.0)) == pytest.approx(1.2)
     assert KlController(1.0, 2.0, gain=0.1)(at(kl=0.0)) == pytest.approx(0.98)
 
 
@@ -136,6 +143,9 @@ def test_a_copied_or_pickled_kl_controller_goes_on_where_it_was() -> None:
         (BETA, "linear_0.1", Linear(0.1, 0.0)),
         (BETA, "linear_0.1_0.05", Linear(0.1, 0.05)),
         (BETA, "linear_1e-2_1e-3", Linear(0.01, 0.001)),
+        (BETA, "linear_0.1_0.05_0.5", Linear(0.1, 0.05, until=0.5)),
+        (BETA, np.float32(0.25), Constant(0.25)),
+        (BETA, np.int64(2), Constant(2.0)),
         (BETA, "cosine_0.1", Cosine(0.1, 0.0)),
         (BETA, "cosine_0.1_0.05", Cosine(0.1, 0.05)),
         (BETA, "adaptive_0.1", Adaptive(0.1, 0.1)),
@@ -152,6 +162,7 @@ def test_a_copied_or_pickled_kl_controller_goes_on_where_it_was() -> None:
         (MIXING, "cosine_0.5", Cosine(0.5, 1.0)),
         (MIXING, "linear_0.5_0.8", Linear(0.5, 0.8)),
         (MIXING, {"kind": "linear", "initial": 0.5}, Linear(0.5, 1.0)),
+        (MIXING, {"kind": "linear", "initial": 0.5, "until": 0.4}, Linear(0.5, 1.0, until=0.4)),
         (MIXING, {"kind": "cosine", "initial": 0.5, "final": 0.8}, Cosine(0.5, 0.8)),
         (MIXING, "gated_0.3", Gated(0.3, 1.0)),
         (MIXING, "gated_0.3_0.9", Gated(0.3, 0.9)),
@@ -168,9 +179,7 @@ def test_numbers_strings_and_mappings_name_schedules(knob: Knob, spec: Any, sche
     assert built == schedule
     assert type(built) is type(schedule)
     assert spec == original
-    # A value for YAML and for pickles alike.
     assert pickle.loads(pickle.dumps(built)) == schedule
-    assert eval(repr(built)) == schedule
 
 
 def half(signals: Signals) -> float:
@@ -216,7 +225,10 @@ def test_every_build_of_a_controller_starts_afresh() -> None:
         "inf",
         "linear",
         "linear_",
-        "linear_0.1_0.2_0.3",
+        "linear_0.1_0.2_0.3_0.4",
+        "linear_0.1_0.2_0",
+        "linear_0.1_0.2_1.5",
+        "0_1",
         "linear_-0.1",
         "linear_0.1_-0.1",
         "linear_inf",
@@ -257,10 +269,10 @@ def test_what_is_no_schedule_is_refused_with_the_forms_there_are(knob: Knob, spe
         (BETA, "adaptive_0.1_1.5", r"floor must .*0 and 1, got 1\.5"),
         (BETA, "adaptive_0.1_-0.5", r"floor must .*0 and 1, got -0\.5"),
         (BETA, "kl_controller_0.1", "kl_controller takes initial, target, gain"),
-        (BETA, "kl_controller_0_2", "initial must be above 0"),
-        (BETA, "kl_controller_0.1_0", "target must be above 0"),
-        (BETA, "kl_controller_0.1_2_0", "gain must be above 0"),
-        (BETA, {"kind": "linear", "initial": "0.1"}, "initial must be a number, got '0.1'"),
+        (BETA, "kl_controller_0_2", r"initial must .*got 0\.0"),
+        (BETA, "kl_controller_0.1_0", r"target must .*got 0\.0"),
+        (BETA, "kl_controller_0.1_2_0", r"gain must .*got 0\.0"),
+        (BETA, {"kind": "linear", "initial": "0.1"}, "initial must be a .*number, got '0.1'"),
         (MIXING, 0, r"value must .*0\.01 and 1, got 0\.0"),
         (MIXING, 1.01, r"value must .*0\.01 and 1, got 1\.01"),
         (MIXING, "linear_0", r"initial must .*0\.01 and 1, got 0\.0"),
@@ -423,14 +435,20 @@ def test_the_sizes_of_imitation() -> None:
         (-0.5, r"value must .*got -0\.5"),
         ("often", r"^imitation='often'"),
         ({"demos": 0.5}, r"unknown \['demos'\].*demonstrations, context, successes"),
-        ({"demonstrations": -1}, r"value must .*got -1"),
-        ({"demonstrations": None}, r"^imitation"),
+        ({"demonstrations": -1}, r"^imitation demonstrations=-1: value must .*got -1"),
+        ({"context": None}, r"^imitation context=None"),
+        ({"successes": "often"}, r"^imitation successes='often'"),
         ({"kind": "kl_controller", "initial": 1, "target": 1}, r"'kl_controller' is unknown"),
-        ({"batch_size": 0}, r"batch_size must be a positive integer, got 0"),
-        ({"batch_size": 2.5}, r"batch_size must be a positive integer, got 2\.5"),
-        ({"capacity": -1}, r"capacity must be a positive integer, got -1"),
-        ({"capacity": None}, r"capacity must be a positive integer, got None"),
-        ({"batch_size": True}, r"batch_size must be a positive integer, got True"),
+        ({"batch_size": 0}, r"batch_size must be .*, got 0"),
+        ({"batch_size": 2.5}, r"batch_size must be .*, got 2\.5"),
+        ({"capacity": -1}, r"capacity must be .*, got -1"),
+        ({"capacity": None}, r"capacity must be .*, got None"),
+        ({"warmup_steps": -1}, r"warmup_steps must be .*, got -1"),
+        ({"warmup_learning_rate": 0.0}, r"warmup_learning_rate must be .*, got 0\.0"),
+        ({"warmup_learning_rate": math.nan}, r"warmup_learning_rate must be .*, got nan"),
+        ({"warmup_learning_rate": math.inf}, r"warmup_learning_rate must be .*, got inf"),
+        ({"warmup_learning_rate": "1e-3"}, r"warmup_learning_rate must be .*, got '1e-3'"),
+        ({"batch_size": True}, r"batch_size must be .*, got True"),
     ],
 )
 def test_what_is_no_imitation_is_refused(spec: Any, message: str) -> None:

@@ -411,6 +411,14 @@ def _check_values(name: str, array: Array, space: spaces.Space[Any]) -> None:
             f"(M, {_inner(shape)}); reshape or transpose it to the space of the environment"
         )
     _check_finite(name, array)
+    if isinstance(space, spaces.Discrete):
+        low, high = int(space.start), int(space.start + space.n - 1)
+        index = _first((array < low) | (array > high) | (array != np.rint(array)))
+        if index is not None:
+            raise ValueError(
+                f"{name}[{_inner(index)}] = {array[index]}, expected an integer from {low} to "
+                f"{high}, as the observation space {space} has"
+            )
 
 
 def _check_finite(name: str, array: Array) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch as th
 
-ALPHA_BAR_END = 0.005
+ALPHA_BAR_END = 0.02
 
 
 def cosine(t: th.Tensor) -> th.Tensor:
