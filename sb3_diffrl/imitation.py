@@ -270,8 +270,14 @@ def _error(
     levels: th.Tensor,
     target: th.Tensor,
 ) -> th.Tensor:
+    """
+    Squared error of the velocity, ``eps / sqrt(alpha_bar)`` apart from what both share: at high
+    noise, where modes are chosen, that of eps alone vanishes with the signal (Salimans and Ho 2022,
+    section 4).
+    """
     predicted = policy.actor.denoiser(noisy, levels, policy.actor.condition(obs))
-    return (predicted - target).square().mean()
+    squared = (predicted - target).square().mean(dim=-1)
+    return (squared / policy.process.alpha_bar[levels].clamp(min=0.2)).mean()
 
 
 def _map(function: Any, observations: Any) -> Any:

@@ -144,7 +144,8 @@ def test_alpha_bar_falls_from_the_action_to_nearly_pure_noise(kind: str, n_level
     assert alpha_bar.dtype == th.float64
     assert alpha_bar[0] == 1
     assert (alpha_bar.diff() < 0).all()
-    assert 0 < alpha_bar[-1] < 0.01
+    # What is left shifts the start of a chain by less than a sixth of the action.
+    assert 0 < alpha_bar[-1] < 1 / 36
 
 
 def test_cosine_alpha_bar_is_the_published_function_up_to_its_end() -> None:
@@ -422,13 +423,17 @@ def test_sampled_chains_have_the_moments_of_the_closed_form(
 
 
 def test_ddpm_of_all_levels_recovers_the_target() -> None:
-    """The closed form itself: with many small steps the final distribution is the target's."""
+    """
+    The closed form itself: with many small steps the final distribution is the target's.
+
+    The last level is not pure noise, which the ODE remembers and the noisy chain nearly forgets.
+    """
     center, spread = -0.4, 0.15
     process = DiffusionProcess("cosine", 1000, 1000)
     steps = affine_chain(process, center, spread, process.sampling_std)
     mean, variance = moments(steps, process.sampling_std)[-1]
 
-    assert mean == pytest.approx(center, abs=0.01)
+    assert mean == pytest.approx(center, abs=0.001)
     assert math.sqrt(variance) == pytest.approx(spread, rel=0.02)
     ode = affine_chain(process, center, spread, process.sampling_std, ode=True)
     mean, variance = moments(ode, th.zeros(1000))[-1]

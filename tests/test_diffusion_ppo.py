@@ -31,6 +31,7 @@ from sb3_diffrl.diffusion import MlpDenoiser
 from tests.envs import (
     ASYMMETRIC,
     MATRIX,
+    UNIT,
     ContextEnv,
     CountingEnv,
     RewardOneEnv,
@@ -568,6 +569,59 @@ def test_learning_makes_progress() -> None:
     model.learn(256 * 10)
     rewards = log["rollout/ep_rew_mean"]
     assert rewards[-1] > rewards[0] + 0.2 * (8 - rewards[0])
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2, 3, 2)])
+def test_actions_of_any_shape(shape: tuple[int, ...]) -> None:
+    class Checked(TargetEnv):
+        def step(self, action: np.ndarray) -> Any:
+            assert np.shape(action) == shape
+            return super().step(np.asarray(action, np.float32))
+
+    model = make_model(Checked(action_space=spaces.Box(-1.0, 1.0, shape)))
+    model.learn(16)
+    observation = np.zeros(3, np.float32)
+    assert model.predict(observation)[0].shape == shape
+    assert model.predict(observation[None])[0].shape == (1, *shape)
+
+
+class SampledEnv(gym.Env[Any, np.ndarray]):
+    """Observes whatever a space holds."""
+
+    def __init__(self, space: spaces.Space[Any]):
+        self.observation_space, self.action_space = space, UNIT
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.MultiBinary(4),
+        spaces.MultiDiscrete([3, 4]),
+        spaces.Discrete(5),
+        spaces.Box(-1.0, 1.0, (3,), np.float64),
+        spaces.Box(0, 5, (3,), np.int64),
+        spaces.Box(-1.0, 1.0, (3, 4), np.float32),
+        spaces.Box(-np.inf, np.inf, (2,), np.float32),
+    ],
+    ids=str,
+)
+def test_observations_of_other_spaces(space: spaces.Space[Any]) -> None:
+    model = make_model(SampledEnv(space), beta=0.1, imitation={"demonstrations": 0.1})
+    space.seed(0)
+    observations = np.stack([space.sample() for _ in range(40)])
+    data = Demonstrations.from_arrays(observations, np.zeros((40, 2), np.float32), [20, 40])
+    model.pretrain(data, gradient_steps=3)
+    model.learn(32)
+    assert all(th.isfinite(p).all() for p in model.policy.parameters())
+    assert model.predict(observations[:3])[0].shape == (3, 2)
 
 
 # -- VecNormalize, envs, parameters ------------------------------------------------------------
@@ -1490,6 +1544,18 @@ def test_knobs_can_be_set_when_loading(tmp_path: Path) -> None:
         assert log["train/beta"] == pytest.approx([0.2, 0])
         assert log["rollout/mixing"] == pytest.approx([0.5, 0.75])
         assert len(log["train/imitation_successes"]) >= 1
+
+
+def test_performance_target_can_be_set_when_loading(tmp_path: Path) -> None:
+    env = ScriptedEnv([1.0] * 4 + [2.0] * 4, reports_success=False)
+    make_model(env, beta=0.1, stats_window_size=4).save(tmp_path / "model.zip")
+    loaded = DiffusionPPO.load(
+        tmp_path / "model.zip", env=env, beta="adaptive_0.1", performance_target=5.0
+    )
+    loaded.policy.freeze_prior()
+    log = Log(loaded)
+    loaded.learn(32)
+    assert log["rollout/improvement"] == pytest.approx([0, 0.25])
 
 
 def test_learning_rates_can_be_set_when_loading(tmp_path: Path) -> None:

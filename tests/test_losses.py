@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_diffrl.diffusion import make_alpha_bar
 from sb3_diffrl.losses import clipped_surrogate, value_loss
@@ -151,6 +152,17 @@ def test_the_value_loss_and_its_gradient(clip_range_vf: float | None) -> None:
 # -- the complete loss of a policy -------------------------------------------------------------
 
 
+class LinearExtractor(BaseFeaturesExtractor):
+    """An encoder that learns."""
+
+    def __init__(self, observation_space: spaces.Box):
+        super().__init__(observation_space, 4)
+        self.layer = th.nn.Linear(3, 4)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.layer(observations)
+
+
 def small_policy(share_features_extractor: bool = False) -> DiffusionActorCriticPolicy:
     """In double precision, with a prior that differs from the actor."""
     policy = DiffusionActorCriticPolicy(
@@ -161,6 +173,7 @@ def small_policy(share_features_extractor: bool = False) -> DiffusionActorCritic
         noise_levels=N_LEVELS,
         denoising_steps=N_STEPS,
         sigma_min=SIGMA_MIN,
+        features_extractor_class=LinearExtractor,
         share_features_extractor=share_features_extractor,
     ).double()
     policy.actor.normalizer.fit(2 * np.random.default_rng(0).standard_normal((100, 3)))
@@ -169,6 +182,11 @@ def small_policy(share_features_extractor: bool = False) -> DiffusionActorCritic
         for parameter in policy.actor.parameters():
             parameter.add_(0.1 * th.randn_like(parameter))
     return policy
+
+
+def standardized(actor: DiffusionActor, obs: th.Tensor) -> th.Tensor:
+    standardizer = actor.normalizer.standardizer()
+    return (obs - standardizer.mean) / standardizer.scale
 
 
 def reference_log_probs_and_means(
@@ -181,9 +199,7 @@ def reference_log_probs_and_means(
     """
     alpha_bar = make_alpha_bar("cosine", N_LEVELS).tolist()
     levels = [8, 5, 3, 0]
-    standardizer = actor.normalizer.standardizer()
-    features = (obs - standardizer.mean) / standardizer.scale
-    condition = actor.denoiser.condition(features)
+    condition = actor.denoiser.condition(actor.features_extractor(standardized(actor, obs)))
     log_probs, means, deviations = [], [], []
     for step in range(N_STEPS):
         now, after = alpha_bar[levels[step]], alpha_bar[levels[step + 1]]
@@ -235,8 +251,10 @@ def reference_loss(
             total = total - th.minimum(advantage * ratio, advantage * clipped) / n
             kl = ((means[k] - prior_means[k]) ** 2).sum() / (2 * deviations[k] ** 2)
             total = total + beta * kl / n
-        standardizer = policy.actor.normalizer.standardizer()
-        value = policy.value_net((obs[i] - standardizer.mean) / standardizer.scale).squeeze()
+        features = policy.vf_features_extractor(standardized(policy.actor, obs[i]))
+        if policy.share_features_extractor:  # the encoder is the actor's own to train
+            features = features.detach()
+        value = policy.value_net(features).squeeze()
         total = total + vf_coef * (value - returns[i]) ** 2 / n
     return total
 
