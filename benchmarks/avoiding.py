@@ -83,6 +83,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
                     seed,
                     n_episodes=args.episodes,
                     curve_interval=max(5_000, steps // 40),
+                    save_path=args.models / f"{name}-{perturbation.replace(':', '')}-{seed}.zip",
                 )
                 for seed in seeds
             ]
@@ -362,6 +363,7 @@ def parser() -> argparse.ArgumentParser:
     add("--jobs", type=int, default=2, help="runs at a time, one core each")
     add("--output", type=Path, default=ROOT / "benchmarks/results/avoiding.csv")
     add("--priors", type=Path, default=ROOT / "results", help="folder of pre-trained models")
+    add("--models", type=Path, default=ROOT / "results/models", help="folder of trained models")
     add("--report", action="store_true", help="only write the summary and the figure")
     return result
 
@@ -372,6 +374,7 @@ def main() -> int:
     failed = 0
     if not args.report:
         th.set_num_threads(1)
+        args.models.mkdir(parents=True, exist_ok=True)
         runs = plan(args)
         if any(run.method != "ppo" for run in runs):
             hyperparams = load_hyperparams(HYPERPARAMS, config=args.config)

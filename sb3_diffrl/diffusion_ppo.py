@@ -82,7 +82,7 @@ class DiffusionPPO(PPO):
         default 1 for success rates, and required where the env reports returns only
     :param gamma_denoise: discount of the advantage per denoising step still to go
     :param critic_learning_rate: learning rate of the critic, a number or a function of the progress
-        remaining
+        remaining; by default the actor's ``learning_rate``
     :param critic_warmup: number of iterations in which the critic alone is trained
     :param args: positional arguments of :class:`stable_baselines3.PPO`
     :param kwargs: keyword arguments of it
@@ -107,7 +107,7 @@ class DiffusionPPO(PPO):
         imitation: ImitationSpec = 0.0,
         performance_target: float | None = None,
         gamma_denoise: float = 0.99,
-        critic_learning_rate: float | ProgressSchedule = 1e-3,
+        critic_learning_rate: float | ProgressSchedule | None = None,
         critic_warmup: int = 0,
         _init_setup_model: bool = True,
         **kwargs: Any,
@@ -159,7 +159,10 @@ class DiffusionPPO(PPO):
         self.rollout_buffer_class = chain_buffer_class(buffer_class)
         super()._setup_model()
         self.rollout_buffer_class = buffer_class
-        self.critic_lr_schedule = FloatSchedule(self.critic_learning_rate)
+        critic_rate = self.critic_learning_rate
+        self.critic_lr_schedule = (
+            self.lr_schedule if critic_rate is None else FloatSchedule(critic_rate)
+        )
         assert isinstance(self.rollout_buffer, ChainBufferMixin)
         steps = self.policy.process.denoising_steps
         self.rollout_buffer.set_chain_shape((steps + 1) * self.policy.action_dim, steps)
@@ -343,6 +346,29 @@ class DiffusionPPO(PPO):
         return bool(self.policy.has_prior) and any(
             isinstance(schedule, Adaptive | Gated) for schedule in schedules
         )
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        The action for an observation, in the env's units.
+
+        ``deterministic=True`` is recommended where success counts: every decision then starts from
+        the same noise and follows the probability-flow ODE, so that the policy keeps to one mode
+        instead of choosing anew at every step. ``deterministic=False`` samples with fresh noise,
+        without the exploration floor, and shows all the modes.
+
+        :param observation: one observation or a batch, as the env gives it
+        :param state: passed through, for SB3's recurrent policies
+        :param episode_start: unused, for SB3's recurrent policies
+        :param deterministic: see above
+        :return: action ``(*shape)`` or actions ``(N, *shape)``, and ``state``
+        """
+        return self.policy.predict(observation, state, episode_start, deterministic)
 
     # -- learning ------------------------------------------------------------------------------
 

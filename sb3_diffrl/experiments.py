@@ -39,6 +39,7 @@ from sb3_diffrl.evaluation import evaluate, wilson_interval
 from sb3_diffrl.wrappers import GymVecEnv
 
 TASK = "sb3_diffrl/Avoiding-v0"
+PRIOR_SEED = 1  # of pre-training; how far priors of other seeds fail when perturbed varies much
 EVALUATION_SEED = 1000  # starts and layouts other than those of training
 THRESHOLD = 0.60  # success rate of `steps_to_0.60`
 
@@ -136,7 +137,7 @@ class Prior(NamedTuple):
 
 
 def make_prior(
-    folder: Path, hyperparams: Mapping[str, Any], seed: int = 0, progress_bar: bool = False
+    folder: Path, hyperparams: Mapping[str, Any], seed: int = PRIOR_SEED, progress_bar: bool = False
 ) -> Prior:
     """
     Demonstrations and pre-training, done once: what the folder holds for the same hyperparameters

@@ -25,7 +25,7 @@ from sb3_diffrl.envs.avoiding_world import (
     ways_taken,
 )
 
-CLEARANCE = 0.17  # distance from the centre of a row's outer obstacle when passing beside the row
+CLEARANCE = 0.16  # distance from the centre of a row's outer obstacle when passing beside the row
 LINE_UP = 0.125  # distance before the first row at which to line up
 TURN = 0.08  # distance from a line, or from a gap's centre, at which to begin to turn
 NOISE = 0.05
