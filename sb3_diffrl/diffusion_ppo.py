@@ -283,9 +283,11 @@ class DiffusionPPO(PPO):
             self.policy.set_mixing(self.mixing(self.signals()))
         self._outcomes[:] = 0
         go_on = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
-        if not go_on:
+        if go_on:
+            self._refresh_log_probs(rollout_buffer)
+        else:
             self.imitation_buffer.forget_pending(self.n_envs)
-        elif self._imitates("successes"):
+        if go_on and self._imitates("successes"):
             actions = rollout_buffer.actions[..., -self.policy.action_dim :]
             self.imitation_buffer.add_rollout(
                 rollout_buffer.observations,
@@ -299,6 +301,31 @@ class DiffusionPPO(PPO):
         self.logger.record("time/decisions", self.num_timesteps)
         self.logger.record("time/env_steps", self.env_steps)
         return go_on
+
+    def _refresh_log_probs(self, rollout_buffer: RolloutBuffer) -> None:
+        """
+        Evaluate the stored chains as the update does, in minibatches: float32 rounds a network
+        differently for few rows, and the first denoising step divides by a small signal, so that
+        ratios would start up to 1e-4 from 1.
+        """
+        n = rollout_buffer.buffer_size * rollout_buffer.n_envs
+        log_probs = rollout_buffer.log_probs.reshape(n, -1)
+        for start in range(0, n, self.batch_size):
+            part = slice(start, start + self.batch_size)
+
+            def tensor(array: np.ndarray, part: slice = part) -> th.Tensor:
+                return rollout_buffer.to_torch(array.reshape(n, *array.shape[2:])[part])
+
+            observations: Any = rollout_buffer.observations
+            if isinstance(observations, dict):
+                observations = {key: tensor(array) for key, array in observations.items()}
+            else:
+                observations = tensor(observations)
+            with th.no_grad():
+                _, log_prob, _ = self.policy.evaluate_actions(
+                    observations, tensor(rollout_buffer.actions)
+                )
+            log_probs[part] = log_prob.cpu().numpy()
 
     def _update_info_buffer(
         self, infos: list[dict[str, Any]], dones: np.ndarray | None = None
