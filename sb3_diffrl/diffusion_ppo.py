@@ -81,6 +81,9 @@ class DiffusionPPO(PPO):
     :param performance_target: performance at which the improvement of adaptive schedules is 1; by
         default 1 for success rates, and required where the env reports returns only
     :param gamma_denoise: discount of the advantage per denoising step still to go
+    :param advantage_floor: smallest standard deviation by which advantages are divided. Where every
+        episode succeeds their spread is noise, which normalisation would blow up until the policy
+        is lost; with success as the reward 0.1 prevents it
     :param critic_learning_rate: learning rate of the critic, a number or a function of the progress
         remaining; by default the actor's ``learning_rate``
     :param critic_warmup: number of iterations in which the critic alone is trained
@@ -107,6 +110,7 @@ class DiffusionPPO(PPO):
         imitation: ImitationSpec = 0.0,
         performance_target: float | None = None,
         gamma_denoise: float = 0.99,
+        advantage_floor: float = 1e-8,
         critic_learning_rate: float | ProgressSchedule | None = None,
         critic_warmup: int = 0,
         _init_setup_model: bool = True,
@@ -124,8 +128,10 @@ class DiffusionPPO(PPO):
         self.mixing = MIXING.schedule(mixing)
         self.imitation = Imitation.parse(imitation)
         self.imitation_buffer = ImitationBuffer()
-        self.improvement = Improvement(performance_target)
+        self.performance_target = performance_target
+        self.improvement = Improvement()
         self.gamma_denoise = gamma_denoise
+        self.advantage_floor = advantage_floor
         self.critic_learning_rate = critic_learning_rate
         self.critic_warmup = critic_warmup
         self.n_iterations = 0
@@ -267,7 +273,7 @@ class DiffusionPPO(PPO):
 
     def _forget_improvement(self) -> None:
         self.n_iterations, self._actor_moved, self._prior_kl = 0, False, None
-        self.improvement = Improvement(self.improvement.target)
+        self.improvement = Improvement()
 
     # -- acting --------------------------------------------------------------------------------
 
@@ -348,20 +354,20 @@ class DiffusionPPO(PPO):
         :return: progress, improvement on the prior, prior KL
         :raises ValueError: where a schedule needs the improvement and returns have no target
         """
-        performance = None
+        performance, target = None, self.performance_target
         if self.ep_success_buffer:
             performance = float(safe_mean(self.ep_success_buffer))
-            if self.improvement.target is None:
-                self.improvement.target = 1.0
+            target = 1.0 if target is None else target
         elif self.ep_info_buffer:
             performance = float(safe_mean([info["r"] for info in self.ep_info_buffer]))
-            if self.improvement.target is None and self._needs_improvement():
+            if target is None and self._needs_improvement():
                 raise ValueError(
                     f"beta={self.beta}, mixing={self.mixing}, imitation={self.imitation}: the env "
                     'reports no success (info["is_success"]), so the improvement needs '
                     "performance_target=, the return that counts as solved. "
                     "Or use schedules without it, e.g. beta=0.1."
                 )
+        self.improvement.target = target
         improvement = self.improvement.update(performance, acted_by_prior=not self._actor_moved)
         # The last rollout may go beyond the total.
         progress = min(max(1 - self._current_progress_remaining, 0.0), 1.0)
@@ -420,7 +426,8 @@ class DiffusionPPO(PPO):
             for batch in self.rollout_buffer.get(self.batch_size):
                 advantages = batch.advantages
                 if self.normalize_advantage and len(advantages) > 1:
-                    advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+                    spread = advantages.std().clamp(min=self.advantage_floor)
+                    advantages = (advantages - advantages.mean()) / spread
                 chains = policy.evaluate_chains(batch.observations, batch.actions)
                 surrogate = clipped_surrogate(
                     chains.log_prob, batch.old_log_prob, advantages, clip_range, self.gamma_denoise
