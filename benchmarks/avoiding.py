@@ -3,7 +3,7 @@ The full figures on the Avoiding task: every run is trained and measured in a pr
 written to the results file when it is done; runs that the file already has are skipped.
 
     python benchmarks/avoiding.py --jobs 2
-    python benchmarks/avoiding.py --config zoo_configs/nokl.yml --scenes 0 1 2
+    python benchmarks/avoiding.py --config zoo_configs/no_context.yml --scenes 0 1 2
     python benchmarks/avoiding.py --report
 
 Beside the rows there are the learning curves (``_curves.json``), a summary (``.md``) and a figure

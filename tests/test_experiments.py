@@ -350,7 +350,7 @@ def test_the_benchmarks_plan() -> None:
     count = {m: len([r for r in runs if r.method == m]) for m in ("diffusion", "ppo", "diffrl")}
     assert count == {"diffusion": 11, "ppo": 3, "diffrl": 13}
     assert {r.n_timesteps for r in runs if r.method == "ppo"} == {1_000_000}
-    config = str(ROOT / "zoo_configs/nokl.yml")
+    config = str(ROOT / "zoo_configs/no_context.yml")
     (run,) = avoiding.plan(parse(["--config", config, "--scenes", "4", "--steps", "50"]))
-    assert (run.method, run.perturbation, run.n_timesteps) == ("nokl", "scene:4", 50)
-    assert run.hyperparams["beta"] == 0
+    assert (run.method, run.perturbation, run.n_timesteps) == ("no_context", "scene:4", 50)
+    assert run.hyperparams["imitation"]["context"] == 0
