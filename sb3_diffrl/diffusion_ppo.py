@@ -216,13 +216,18 @@ class DiffusionPPO(PPO):
                 f"The prior does not fit this policy: its action space is {prior.action_space}, "
                 f"the policy's is {self.policy.action_space}. Wrap the env so that they agree."
             )
-        try:
-            self.policy.actor.load_state_dict(prior.actor.state_dict())
-        except RuntimeError as error:
+        mine, theirs = (
+            {name: tuple(tensor.shape) for name, tensor in policy.actor.state_dict().items()}
+            for policy in (self.policy, prior)
+        )
+        differing = sorted(name for name, _ in mine.items() ^ theirs.items())
+        if differing:
+            name = differing[0]
             raise ValueError(
-                f"The prior does not fit this policy: {error}. "
-                "Give both the same policy_kwargs and spaces."
-            ) from error
+                f"The prior does not fit this policy: {name} is {theirs.get(name)} in the prior, "
+                f"{mine.get(name)} in the policy. Give both the same policy_kwargs and spaces."
+            )
+        self.policy.actor.load_state_dict(prior.actor.state_dict())
         self.policy.freeze_prior()
         self._forget_improvement()
 
