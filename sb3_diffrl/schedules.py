@@ -68,19 +68,8 @@ class Linear:
 
 
 @dataclass
-class Cosine:
-    """
-    Half a cosine over training: flat at both ends.
-
-    :param initial: value at the start
-    :param final: value at the end
-    :param until: fraction of the training at which the end is reached, 0 to 1
-    """
-
-    initial: float
-    final: float = 0.0
-    until: float = 1.0
-    limits: ClassVar[Limits] = {"until": (1e-9, 1.0)}
+class Cosine(Linear):
+    """Half a cosine over training, flat at both ends; parameters as for :class:`Linear`."""
 
     def __call__(self, signals: Signals) -> float:
         """:return: the value at these signals"""
