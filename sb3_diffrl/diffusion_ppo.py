@@ -395,10 +395,12 @@ class DiffusionPPO(PPO):
         """
         The action for an observation, in the env's units.
 
-        ``deterministic=True`` is recommended where success counts: every decision then starts from
-        the same noise and follows the probability-flow ODE, so that the policy keeps to one mode
-        instead of choosing anew at every step. ``deterministic=False`` samples with fresh noise,
-        without the exploration floor, and shows all the modes.
+        ``deterministic=False`` is recommended, and what success should be graded by: fresh noise
+        at every step but the last, without the exploration floor. It is the chain that was trained,
+        and shows all its modes. ``deterministic=True`` follows the probability-flow ODE from a
+        fixed noise: a function of the observation alone, one path that training may hardly have
+        visited. On Avoiding it is better than sampling on the clean task, and in displaced scenes
+        now as good, now far worse (``benchmarks/results/avoiding.md``).
 
         :param observation: one observation or a batch, as the env gives it
         :param state: passed through, for SB3's recurrent policies
