@@ -24,7 +24,7 @@ from sb3_diffrl.envs.avoiding import (
     avoiding_demonstrations,
     mode_entropy,
 )
-from sb3_diffrl.envs.avoiding_planner import plan, rollout, scene_layout
+from sb3_diffrl.envs.avoiding_planner import CLEARANCE, plan, rollout, scene_layout
 from sb3_diffrl.envs.avoiding_world import (
     MAX_EPISODE_STEPS,
     OBSTACLES,
@@ -419,7 +419,7 @@ def test_the_planner_passes_through_the_middle_of_the_gaps() -> None:
         gaps = np.unravel_index(way, (2, 3, 4))
         for row, gap in zip((slice(0, 1), slice(1, 3), slice(3, 6)), gaps, strict=True):
             x, y = layout[row].T
-            middles = [x[0] - 0.2, *(x[:-1] + x[1:]) / 2, x[-1] + 0.2]
+            middles = [x[0] - CLEARANCE, *(x[:-1] + x[1:]) / 2, x[-1] + CLEARANCE]
             at = path[np.abs(path[:, 1] - y.mean()).argmin(), 0]
             assert at == pytest.approx(middles[gap], abs=1e-3)
 
