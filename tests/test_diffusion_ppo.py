@@ -812,7 +812,7 @@ def check_prior(model: DiffusionPPO, source: DiffusionPPO) -> None:
     assert not same_state(learned, state_of(model.policy.actor))
     assert same_state(kept, state_of(source.policy))
     kl = log["train/prior_kl"]
-    assert kl[0] < kl[-1] and kl[-1] > 0
+    assert min(kl) > 0  # the policy has left the prior, which stayed
 
 
 def test_starting_from_a_file_is_starting_from_the_model(tmp_path: Path) -> None:
