@@ -421,8 +421,9 @@ class DiffusionPPO(PPO):
         assert callable(self.clip_range)
         clip_range = self.clip_range(progress)
         clip_range_vf = self.clip_range_vf(progress) if callable(self.clip_range_vf) else None
-        beta = self.beta(self.signals()) if policy.has_prior else 0.0
-        imitation_weights = self.imitation.weights(self.signals())
+        signals = self.signals()
+        beta = self.beta(signals) if policy.has_prior else 0.0
+        imitation_weights = self.imitation.weights(signals)
         train_actor = self.n_iterations >= self.critic_warmup
         stats: dict[str, list[th.Tensor]] = defaultdict(list)
         if not train_actor:

@@ -273,7 +273,7 @@ def _error(
     """
     Squared error of the velocity, ``eps / sqrt(alpha_bar)`` apart from what both share: at high
     noise, where modes are chosen, that of eps alone vanishes with the signal (Salimans and Ho 2022,
-    section 4).
+    section 4). Its weight is capped at 5, lest the levels of nearly pure noise drown the others.
     """
     predicted = policy.actor.denoiser(noisy, levels, policy.actor.condition(obs))
     squared = (predicted - target).square().mean(dim=-1)
