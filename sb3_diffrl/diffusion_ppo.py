@@ -13,7 +13,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs
 from stable_baselines3.common.type_aliases import Schedule as ProgressSchedule
 from stable_baselines3.common.utils import (
     FloatSchedule,
@@ -24,7 +24,7 @@ from stable_baselines3.common.utils import (
 )
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_diffrl.buffers import ChainBufferMixin, chain_buffer_class
+from sb3_diffrl.buffers import ChainBufferMixin, ChainSamples, chain_buffer_class
 from sb3_diffrl.demonstrations import Demonstrations
 from sb3_diffrl.imitation import Imitation, ImitationBuffer, ImitationSpec, imitation_losses
 from sb3_diffrl.losses import clipped_surrogate, value_loss
@@ -35,6 +35,7 @@ from sb3_diffrl.policies import (
     DiffusionMultiInputPolicy,
     check_action_space,
 )
+from sb3_diffrl.precision import check_precision, precision
 from sb3_diffrl.pretraining import (
     PretrainingResult,
     check_demonstrations,
@@ -56,6 +57,9 @@ from sb3_diffrl.schedules import (
 SelfDiffusionPPO = TypeVar("SelfDiffusionPPO", bound="DiffusionPPO")
 
 log = logging.getLogger(__name__)
+
+# Network rows of one forward and backward pass on a CPU: more leave its cache.
+CPU_CACHE_ROWS = 2_000
 
 
 class DiffusionPPO(PPO):
@@ -87,6 +91,12 @@ class DiffusionPPO(PPO):
     :param critic_learning_rate: learning rate of the critic, a number or a function of the progress
         remaining; by default the actor's ``learning_rate``
     :param critic_warmup: number of iterations in which the critic alone is trained
+    :param micro_batch_size: largest number of decisions that go through the networks at once; the
+        gradients of a minibatch add up, so that only time and memory depend on it. By default as
+        many as fit a CPU's cache, and whole minibatches on other devices
+    :param precision: of the networks' matrix products in training: ``"float32"``, ``"tf32"``
+        (CUDA's faster float32 with 10 bits of mantissa) or ``"bfloat16"`` (autocast; slow on CPUs
+        without instructions for it). Weights, transitions and likelihoods stay in float32
     :param args: positional arguments of :class:`stable_baselines3.PPO`
     :param kwargs: keyword arguments of it
     """
@@ -98,6 +108,7 @@ class DiffusionPPO(PPO):
         "MultiInputPolicy": DiffusionMultiInputPolicy,
     }
     policy: DiffusionActorCriticPolicy
+    rollout_buffer: ChainBufferMixin
 
     def __init__(
         self,
@@ -113,6 +124,8 @@ class DiffusionPPO(PPO):
         advantage_floor: float = 1e-8,
         critic_learning_rate: float | ProgressSchedule | None = None,
         critic_warmup: int = 0,
+        micro_batch_size: int | None = None,
+        precision: str = "float32",
         _init_setup_model: bool = True,
         **kwargs: Any,
     ):
@@ -134,6 +147,8 @@ class DiffusionPPO(PPO):
         self.advantage_floor = advantage_floor
         self.critic_learning_rate = critic_learning_rate
         self.critic_warmup = critic_warmup
+        self.micro_batch_size = micro_batch_size
+        self.precision = precision
         self.n_iterations = 0
         self.env_steps = 0
         self._actor_moved = False
@@ -158,6 +173,9 @@ class DiffusionPPO(PPO):
         self.beta = BETA.schedule(self.beta)
         self.mixing = MIXING.schedule(self.mixing)
         self.imitation = Imitation.parse(self.imitation)
+        check_precision(self.precision)
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise ValueError(f"micro_batch_size must be at least 1, got {self.micro_batch_size}.")
         buffer_class = self.rollout_buffer_class
         if buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
@@ -165,12 +183,12 @@ class DiffusionPPO(PPO):
         self.rollout_buffer_class = chain_buffer_class(buffer_class)
         super()._setup_model()
         self.rollout_buffer_class = buffer_class
+        self.policy.precision = self.precision
         critic_rate = self.critic_learning_rate
         self.critic_lr_schedule = (
             self.lr_schedule if critic_rate is None else FloatSchedule(critic_rate)
         )
-        assert isinstance(self.rollout_buffer, ChainBufferMixin)
-        steps = self.policy.process.denoising_steps
+        steps = self.policy.finetuned_steps
         self.rollout_buffer.set_chain_shape((steps + 1) * self.policy.action_dim, steps)
         self._outcomes = np.zeros((self.n_steps, self.n_envs), np.int8)
 
@@ -270,6 +288,7 @@ class DiffusionPPO(PPO):
         if not self._custom_logger:
             name = f"{type(self).__name__}_pretrain"
             self._logger = configure_logger(self.verbose, self.tensorboard_log, name)
+        kwargs.setdefault("precision", self.precision)
         seen = self._as_seen(demonstrations)
         result = pretrain(self.policy, seen, logger=self.logger, **kwargs)
         self.set_demonstrations(demonstrations)
@@ -295,7 +314,8 @@ class DiffusionPPO(PPO):
         self._outcomes[:] = 0
         go_on = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         if go_on:
-            self._refresh_log_probs(rollout_buffer)
+            with precision(self.precision, self.device):
+                self._evaluate_rollout()
         else:
             self.imitation_buffer.forget_pending(self.n_envs)
         if go_on and self._imitates("successes"):
@@ -313,30 +333,33 @@ class DiffusionPPO(PPO):
         self.logger.record("time/env_steps", self.env_steps)
         return go_on
 
-    def _refresh_log_probs(self, rollout_buffer: RolloutBuffer) -> None:
+    @th.no_grad()
+    def _evaluate_rollout(self) -> None:
         """
-        Evaluate the stored chains as the update does, in minibatches: float32 rounds a network
-        differently for few rows, and the first denoising step divides by a small signal, so that
-        ratios would start up to 1e-4 from 1.
+        What stays the same in all epochs, computed once: the old likelihoods and the prior's means.
+
+        The likelihoods that acting gives are those of other batches, which the device rounds
+        differently; as a denoising step divides by a small standard deviation, ratios would start
+        up to 1e-4 from 1, and in lower precision further.
         """
-        n = rollout_buffer.buffer_size * rollout_buffer.n_envs
-        log_probs = rollout_buffer.log_probs.reshape(n, -1)
-        for start in range(0, n, self.batch_size):
-            part = slice(start, start + self.batch_size)
+        log_probs, prior_means = [], []
+        for part in self.rollout_buffer.in_order(self._micro_batch()):
+            means = None
+            if self.policy.has_prior:
+                means = self.policy.prior_means(part.observations, part.actions)
+                prior_means.append(means)
+            evaluation = self.policy.evaluate_chains(part.observations, part.actions, means)
+            log_probs.append(evaluation.log_prob)
+        self.rollout_buffer.evaluated(
+            th.cat(log_probs), th.cat(prior_means) if prior_means else None
+        )
 
-            def tensor(array: np.ndarray, part: slice = part) -> th.Tensor:
-                return rollout_buffer.to_torch(array.reshape(n, *array.shape[2:])[part])
-
-            observations: Any = rollout_buffer.observations
-            if isinstance(observations, dict):
-                observations = {key: tensor(array) for key, array in observations.items()}
-            else:
-                observations = tensor(observations)
-            with th.no_grad():
-                _, log_prob, _ = self.policy.evaluate_actions(
-                    observations, tensor(rollout_buffer.actions)
-                )
-            log_probs[part] = log_prob.cpu().numpy()
+    def _micro_batch(self) -> int:
+        """Number of decisions that go through the networks at once."""
+        size = self.micro_batch_size
+        if size is None and self.device.type == "cpu":
+            size = max(1, CPU_CACHE_ROWS // self.policy.finetuned_steps)
+        return min(size or self.batch_size, self.batch_size)
 
     def _update_info_buffer(
         self, infos: list[dict[str, Any]], dones: np.ndarray | None = None
@@ -426,7 +449,7 @@ class DiffusionPPO(PPO):
         imitation_weights = self.imitation.weights(signals)
         train_actor = self.n_iterations >= self.critic_warmup
         stats: dict[str, list[th.Tensor]] = defaultdict(list)
-        if not train_actor:
+        if not train_actor and self.imitation.warmup_steps:
             self._imitate(imitation_weights)
         approx_kl_exceeded = False
 
@@ -435,49 +458,26 @@ class DiffusionPPO(PPO):
                 advantages = batch.advantages
                 if self.normalize_advantage and len(advantages) > 1:
                     spread = advantages.std().clamp(min=self.advantage_floor)
-                    advantages = (advantages - advantages.mean()) / spread
-                chains = policy.evaluate_chains(batch.observations, batch.actions)
-                surrogate = clipped_surrogate(
-                    chains.log_prob, batch.old_log_prob, advantages, clip_range, self.gamma_denoise
-                )
-                critic_loss = value_loss(
-                    chains.values.flatten(), batch.old_values, batch.returns, clip_range_vf
-                )
-                loss = surrogate.loss + self.vf_coef * critic_loss
-                if chains.prior_kl is not None:
-                    prior_kl = chains.prior_kl.mean()
-                    loss = loss + beta * prior_kl
-                    stats["prior_kl"].append(prior_kl.detach())
-
-                for name, term in imitation_losses(
-                    policy,
-                    self.imitation_buffer,
-                    batch.observations,
-                    imitation_weights,
-                    self.imitation.batch_size,
+                    batch = batch._replace(advantages=(advantages - advantages.mean()) / spread)
+                policy.optimizer.zero_grad()
+                policy.critic_optimizer.zero_grad()
+                figures = self._ppo_gradients(batch, clip_range, clip_range_vf, beta)
+                for name, term in self._imitation_gradients(
+                    batch.observations, imitation_weights
                 ).items():
-                    loss = loss + imitation_weights[name] * term
-                    stats[f"imitation_{name}"].append(term.detach())
+                    figures["loss"] = figures["loss"] + imitation_weights[name] * term
+                    figures[f"imitation_{name}"] = term
+                for name, figure in figures.items():
+                    stats[name].append(figure)
 
-                stats["loss"].append(loss.detach())
-                stats["policy_gradient_loss"].append(surrogate.loss.detach())
-                stats["value_loss"].append(critic_loss.detach())
-                stats["approx_kl"].append(surrogate.approx_kl)
-                stats["clip_fraction"].append(surrogate.clip_fraction)
-                stats["ratio_mean"].append(surrogate.ratio.mean())
-                stats["ratio_max"].append(surrogate.ratio.max())
-
-                if self.target_kl is not None and surrogate.approx_kl > 1.5 * self.target_kl:
+                if self.target_kl is not None and figures["approx_kl"] > 1.5 * self.target_kl:
                     approx_kl_exceeded = True
                     if self.verbose >= 1:
                         print(
                             f"Early stopping at step {epoch} due to reaching max kl: "
-                            f"{surrogate.approx_kl:.2f}"
+                            f"{figures['approx_kl']:.2f}"
                         )
                     break
-                policy.optimizer.zero_grad()
-                policy.critic_optimizer.zero_grad()
-                loss.backward()
                 if train_actor:
                     th.nn.utils.clip_grad_norm_(policy.actor.parameters(), self.max_grad_norm)
                     policy.optimizer.step()
@@ -505,23 +505,93 @@ class DiffusionPPO(PPO):
         )
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
+    def _ppo_gradients(
+        self, batch: ChainSamples, clip_range: float, clip_range_vf: float | None, beta: float
+    ) -> dict[str, th.Tensor]:
+        """
+        Add the gradients of a minibatch, whole chains of which go through the networks in parts
+        that fit the cache; the critic sees each observation once.
+
+        :param batch: the minibatch, with normalised advantages
+        :param clip_range: of the ratio of each denoising step
+        :param clip_range_vf: of the value, None for any
+        :param beta: weight of the prior KL
+        :return: what to log, averaged over the minibatch
+        """
+        figures: dict[str, th.Tensor] = {}
+        for part in batch.split(self._micro_batch()):
+            share = len(part.actions) / len(batch.actions)
+            with precision(self.precision, self.device):
+                averages, ratio = self._ppo_loss(part, clip_range, clip_range_vf, beta)
+                (share * averages["loss"]).backward()
+            for name, average in averages.items():
+                figures[name] = figures.get(name, 0) + share * average.detach()
+            figures["ratio_max"] = th.maximum(figures.get("ratio_max", ratio.max()), ratio.max())
+        return figures
+
+    def _ppo_loss(
+        self, batch: ChainSamples, clip_range: float, clip_range_vf: float | None, beta: float
+    ) -> tuple[dict[str, th.Tensor], th.Tensor]:
+        """
+        :param batch: decisions, with normalised advantages
+        :param clip_range: of the ratio of each denoising step
+        :param clip_range_vf: of the value, None for any
+        :param beta: weight of the prior KL
+        :return: the loss and its parts, averaged over the decisions, and the ratios ``(B, k)``
+        """
+        prior_means = batch.prior_means if batch.prior_means.shape[1] else None
+        chains = self.policy.evaluate_chains(batch.observations, batch.actions, prior_means)
+        surrogate = clipped_surrogate(
+            chains.log_prob, batch.old_log_prob, batch.advantages, clip_range, self.gamma_denoise
+        )
+        critic_loss = value_loss(
+            chains.values.flatten(), batch.old_values, batch.returns, clip_range_vf
+        )
+        averages = {
+            "loss": surrogate.loss + self.vf_coef * critic_loss,
+            "policy_gradient_loss": surrogate.loss,
+            "value_loss": critic_loss,
+            "approx_kl": surrogate.approx_kl,
+            "clip_fraction": surrogate.clip_fraction,
+            "ratio_mean": surrogate.ratio.mean(),
+        }
+        if chains.prior_kl is not None:
+            averages["prior_kl"] = chains.prior_kl.mean()
+            averages["loss"] = averages["loss"] + beta * averages["prior_kl"]
+        return averages, surrogate.ratio
+
+    def _imitation_gradients(
+        self, visited: PyTorchObs, weights: dict[str, float]
+    ) -> dict[str, th.Tensor]:
+        """
+        Add the gradients of the imitation terms, one draw of each.
+
+        :param visited: ``(B, ...)`` observations of the rollout
+        :param weights: by name of the term
+        :return: the losses by name of the term
+        """
+        with precision(self.precision, self.device):
+            losses = imitation_losses(
+                self.policy, self.imitation_buffer, visited, weights, self.imitation.batch_size
+            )
+            if losses:
+                th.stack([weights[name] * loss for name, loss in losses.items()]).sum().backward()
+        return {name: loss.detach() for name, loss in losses.items()}
+
     def _imitate(self, weights: dict[str, float]) -> None:
         """Train the actor by imitation alone, while the critic warms up."""
         policy, n_steps = self.policy, self.imitation.warmup_steps
         visited = next(self.rollout_buffer.get()).observations
-        optimizer = th.optim.Adam(policy.actor.parameters(), lr=self.imitation.warmup_learning_rate)
+        optimizer = th.optim.Adam(
+            policy.actor.parameters(), lr=self.imitation.warmup_learning_rate, fused=True
+        )
         for step in range(n_steps):
             update_learning_rate(
                 optimizer, self.imitation.warmup_learning_rate * (1 - 2 / 3 * step / n_steps)
             )
-            losses = imitation_losses(
-                policy, self.imitation_buffer, visited, weights, self.imitation.batch_size
-            )
-            if not losses:
-                return
-            loss = th.stack([weights[name] * term for name, term in losses.items()]).sum()
             optimizer.zero_grad()
-            loss.backward()
+            if not self._imitation_gradients(visited, weights):
+                return
             th.nn.utils.clip_grad_norm_(policy.actor.parameters(), self.max_grad_norm)
             optimizer.step()
             self._actor_moved = True

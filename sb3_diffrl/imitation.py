@@ -256,8 +256,8 @@ def _sample(data: tuple[PyTorchObs, th.Tensor], batch_size: int) -> tuple[PyTorc
 def _diffuse(
     policy: DiffusionActorCriticPolicy, actions: th.Tensor
 ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-    """Noise actions to levels that the sampler visits."""
-    visited = policy.process.levels
+    """Noise actions to the levels of the fine-tuned steps."""
+    visited = policy.process.levels[-policy.finetuned_steps :]
     levels = visited[th.randint(len(visited), (len(actions),), device=actions.device)]
     noise = th.randn_like(actions)
     return levels, noise, policy.process.diffuse(actions, levels, noise)

@@ -20,6 +20,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_diffrl.diffusion import (
+    CudaGraphs,
     Denoiser,
     DiffusionProcess,
     MlpDenoiser,
@@ -28,6 +29,7 @@ from sb3_diffrl.diffusion import (
     pathwise_kl,
 )
 from sb3_diffrl.normalization import ObservationNormalizer
+from sb3_diffrl.precision import precision
 
 
 class DiffusionActor(nn.Module):
@@ -65,7 +67,7 @@ class ChainEvaluation(NamedTuple):
     What the policy says of stored chains.
 
     :param values: ``(B, 1)`` of the critic
-    :param log_prob: ``(B, K)`` nats per denoising step, of the policy or, where it mixes, of the
+    :param log_prob: ``(B, k)`` nats per denoising step, of the policy or, where it mixes, of the
         mixture
     :param prior_kl: ``(B,)`` nats per decision; None without a prior
     """
@@ -79,8 +81,10 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
     """
     Diffusion actor and value network, with the frozen prior and the observation normaliser inside.
 
-    The denoising chain is the action in SB3's terms: ``forward`` returns flattened chains ``(N, (K
-    + 1) D)`` and ``unscale_action`` takes the last ``D`` entries to the env's action space.
+    The denoising chain is the action in SB3's terms: ``forward`` returns flattened chains ``(N, (k
+    + 1) D)`` and ``unscale_action`` takes the last ``D`` entries to the env's action space. Of the
+    ``K`` denoising steps the last ``k``, all by default, are fine-tuned; those before are always
+    the prior's, and not kept.
 
     :param observation_space: Observation space, Dict and images included
     :param action_space: Box with finite bounds, of any shape; ``D`` entries
@@ -91,6 +95,8 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
     :param noise_schedule: ``"cosine"`` or ``"linear"``
     :param noise_levels: number of noise levels ``T`` which the denoiser is trained on
     :param denoising_steps: number of steps ``K`` per action, 1 to ``T``
+    :param finetuned_steps: number ``k`` of last steps that RL trains, 1 to ``K`` (Ren et al. 2024,
+        section 4.3); default all
     :param eta: 1 samples as DDPM does, 0 as the deterministic DDIM
     :param sigma_min: exploration floor: smallest standard deviation of a denoising step during
         rollouts, in units of half the action range
@@ -109,6 +115,9 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
 
     default_features_extractor: ClassVar[type[BaseFeaturesExtractor] | None] = None
 
+    #: precision of ``forward``, set by the algorithm; ``predict`` is always in float32
+    precision: str = "float32"
+
     has_prior: th.Tensor
     mixing: th.Tensor
     initial_noise: th.Tensor
@@ -123,6 +132,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         noise_schedule: str = "cosine",
         noise_levels: int = 20,
         denoising_steps: int = 5,
+        finetuned_steps: int | None = None,
         eta: float = 1.0,
         sigma_min: float = 0.1,
         denoiser_class: Callable[..., Denoiser] = MlpDenoiser,
@@ -141,6 +151,12 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
                 "Use policy_kwargs=dict(sigma_min=...) to set how much."
             )
         check_action_space(action_space)
+        if finetuned_steps is not None and not 1 <= finetuned_steps <= denoising_steps:
+            raise ValueError(
+                f"finetuned_steps must lie between 1 and denoising_steps={denoising_steps}, got "
+                f"{finetuned_steps}. Leave it out to fine-tune all steps."
+            )
+        self.finetuned_steps = finetuned_steps or denoising_steps
         self.diffusion_kwargs: dict[str, Any] = {
             "noise_schedule": noise_schedule,
             "noise_levels": noise_levels,
@@ -150,6 +166,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         }
         self.denoiser_class = denoiser_class
         self.denoiser_kwargs = denoiser_kwargs or {}
+        self._graphs = CudaGraphs()
         super().__init__(
             observation_space,
             action_space,
@@ -203,15 +220,12 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         noise = th.randn(self.action_dim, generator=th.Generator().manual_seed(0))
         self.register_buffer("initial_noise", noise / noise.norm() * self.action_dim**0.5)
 
-        self.optimizer = self.optimizer_class(
-            self.actor.parameters(),
-            lr=lr_schedule(1),
-            **self.optimizer_kwargs,  # type: ignore[call-arg]
-        )
-        self.critic_optimizer = self.optimizer_class(
-            self.critic_parameters(),
-            lr=lr_schedule(1),
-            **self.optimizer_kwargs,  # type: ignore[call-arg]
+        optimizer_kwargs = dict(self.optimizer_kwargs)
+        if self.optimizer_class in (th.optim.Adam, th.optim.AdamW):
+            optimizer_kwargs.setdefault("fused", "foreach" not in optimizer_kwargs)
+        self.optimizer, self.critic_optimizer = (
+            self.optimizer_class(parameters, lr=lr_schedule(1), **optimizer_kwargs)  # type: ignore[call-arg]
+            for parameters in (list(self.actor.parameters()), self.critic_parameters())
         )
 
     def critic_parameters(self) -> list[nn.Parameter]:
@@ -229,6 +243,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             net_arch=self.net_arch,
             activation_fn=self.activation_fn,
             **self.diffusion_kwargs,
+            finetuned_steps=self.finetuned_steps,
             denoiser_class=self.denoiser_class,
             denoiser_kwargs=self.denoiser_kwargs,
             features_extractor_class=self.features_extractor_class,
@@ -265,6 +280,12 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             )
         self.mixing.fill_(mixing)
 
+    def _apply(self, *args: Any, **kwargs: Any) -> "DiffusionActorCriticPolicy":
+        """Move all but the two flags: to read them on the host must not wait for the device."""
+        super()._apply(*args, **kwargs)
+        self.has_prior, self.mixing = self.has_prior.cpu(), self.mixing.cpu()
+        return self
+
     def train(self, mode: bool = True) -> "DiffusionActorCriticPolicy":
         """
         Set the training mode of all but the prior, which always evaluates.
@@ -286,11 +307,13 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
 
         :param obs: ``(N, ...)`` observations
         :param deterministic: follow the most likely transitions from a fixed initial noise instead
-        :return: flattened chains ``(N, (K + 1) D)``, values ``(N, 1)``, log-likelihoods ``(N, K)``
+        :return: flattened chains ``(N, (k + 1) D)``, values ``(N, 1)``, log-likelihoods ``(N, k)``
         """
         obs = self.preprocess(obs)
-        chain, log_prob = self._sample_chain(obs, deterministic, self.process.std)
-        return chain.flatten(1), self._values(obs), log_prob
+        with precision(self.precision, self.device):
+            chain, means = self._sample_chain(obs, deterministic)
+            values = self._values(obs)
+        return chain.flatten(1), values, self._log_prob(chain, *means)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """
@@ -303,73 +326,102 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         :return: ``(N, D)``
         """
         obs = self.preprocess(observation)
-        chain, _ = self._sample_chain(obs, deterministic, self.process.sampling_std)
+        chain, _ = self._sample_chain(obs, deterministic, sampling_std=True)
         return chain[:, -1]
 
     def _sample_chain(
-        self, obs: PyTorchObs, deterministic: bool, std: th.Tensor
-    ) -> tuple[th.Tensor, th.Tensor]:
+        self, obs: PyTorchObs, deterministic: bool, sampling_std: bool = False
+    ) -> tuple[th.Tensor, list[th.Tensor]]:
         """
         :param obs: preprocessed observations
         :param deterministic: follow the ODE from the fixed initial noise
-        :param std: ``(K,)`` standard deviations to draw with
-        :return: chains ``(N, K + 1, D)`` and log-likelihoods ``(N, K)`` under the exploring policy
+        :param sampling_std: draw without the exploration floor
+        :return: ends of the chains ``(N, k + 1, D)`` and their means ``(N, k, D)`` under the
+            policy, or under both where they mix
         """
-        mixing = float(self.mixing)
-        if deterministic:
-            actors = [self.actor if mixing >= 0.5 else self.prior]
-        else:
-            actors = [self.actor] if mixing == 1 else [self.actor, self.prior]
+        mixing, n_steps = float(self.mixing), self.process.denoising_steps
+        frozen_steps = n_steps - self.finetuned_steps
+        mixes = mixing < 1 and not deterministic
+        actors = [self.prior if deterministic and mixing < 0.5 else self.actor]
+        if mixes or frozen_steps:
+            actors.append(self.prior)
         conditions = [actor.condition(obs) for actor in actors]
         n = len(conditions[0])
-        from_policy = th.rand(n, 1, device=self.device) < mixing if len(actors) == 2 else None
+        if deterministic:
+            noise = self.initial_noise.expand(1, n, -1)
+        else:
+            first = self.initial_noise.expand(n_steps + 1, n, -1)
+            noise = th.randn_like(first, memory_format=th.contiguous_format)
+        chosen = [th.rand(n, 1, device=self.device) < mixing] if mixes else []
 
-        noisy = self.initial_noise.expand(n, -1)
-        if not deterministic:
-            noisy = th.randn_like(noisy)
-        chain, log_probs = [noisy], []
-        for step in range(self.process.denoising_steps):
-            means = [
-                self.process.step_mean(actor.denoiser, noisy, condition, step, ode=deterministic)
-                for actor, condition in zip(actors, conditions, strict=True)
-            ]
-            noisy = means[0] if from_policy is None else th.where(from_policy, means[0], means[1])
-            if not deterministic:
-                noisy = noisy + std[step] * th.randn_like(noisy)
-            chain.append(noisy)
-            log_probs.append(
-                [gaussian_log_prob(noisy, mean, self.process.std[step]) for mean in means]
+        def sample(noise: th.Tensor, *tensors: th.Tensor) -> tuple[th.Tensor, list[th.Tensor]]:
+            denoisers = [actor.denoiser for actor in actors]
+            networks = list(zip(denoisers, tensors[: len(actors)], strict=True))
+            from_policy = tensors[-1] if mixes else None
+            return self.process.sample(
+                networks, noise, sampling_std, deterministic, frozen_steps, from_policy
             )
-        log_prob, *prior_log_prob = (th.stack(part, 1) for part in zip(*log_probs, strict=True))
-        if prior_log_prob:
-            log_prob = mixture_log_prob(log_prob, prior_log_prob[0], self.mixing)
-        return th.stack(chain, dim=1), log_prob
+
+        inputs = [noise, *conditions, *chosen]
+        if not (noise.is_cuda and all(actor.denoiser.capturable for actor in actors)):
+            return sample(*inputs)
+        weights = (p.data_ptr() for actor in actors for p in actor.denoiser.parameters())
+        return self._graphs(sample, inputs, (deterministic, sampling_std, *weights))
 
     # -- evaluation ----------------------------------------------------------------------------
 
-    def evaluate_chains(self, obs: PyTorchObs, actions: th.Tensor) -> ChainEvaluation:
+    def evaluate_chains(
+        self, obs: PyTorchObs, actions: th.Tensor, prior_means: th.Tensor | None = None
+    ) -> ChainEvaluation:
         """
         Values, likelihoods and prior KL of stored chains, with one network call each.
 
         :param obs: ``(B, ...)`` observations
-        :param actions: ``(B, (K + 1) D)`` flattened chains
+        :param actions: ``(B, (k + 1) D)`` flattened chains
+        :param prior_means: ``(B, k D)`` of :meth:`prior_means`, if known
         :return: the evaluation
         """
-        obs = self.preprocess(obs)
+        processed = self.preprocess(obs)
         chain = actions.view(len(actions), -1, self.action_dim)
-        std = self.process.std
-        means = self.process.chain_means(self.actor.denoiser, chain, self.actor.condition(obs))
-        log_prob = gaussian_log_prob(chain[:, 1:], means, std)
+        condition = self.actor.condition(processed)
+        means = self.process.chain_means(self.actor.denoiser, chain, condition)
         prior_kl = None
         if self.has_prior:
-            with th.no_grad():
-                condition = self.prior.condition(obs)
-                prior_means = self.process.chain_means(self.prior.denoiser, chain, condition)
-            prior_kl = pathwise_kl(means, prior_means, std)
-            if self.mixing < 1:
-                prior_log_prob = gaussian_log_prob(chain[:, 1:], prior_means, std)
-                log_prob = mixture_log_prob(log_prob, prior_log_prob, self.mixing)
-        return ChainEvaluation(self._values(obs), log_prob, prior_kl)
+            if prior_means is None:
+                prior_means = self.prior_means(obs, actions)
+            prior_means = prior_means.view_as(means)
+            prior_kl = pathwise_kl(means, prior_means, self._std)
+        mixes = self.mixing < 1
+        log_prob = self._log_prob(chain, means, prior_means if mixes else None)
+        return ChainEvaluation(self._values(processed), log_prob, prior_kl)
+
+    @th.no_grad()
+    def prior_means(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """
+        What the prior makes of stored chains; as it is frozen, once is enough.
+
+        :param obs: ``(B, ...)`` observations
+        :param actions: ``(B, (k + 1) D)`` flattened chains
+        :return: ``(B, k D)`` its means
+        """
+        chain = actions.view(len(actions), -1, self.action_dim)
+        condition = self.prior.condition(self.preprocess(obs))
+        return self.process.chain_means(self.prior.denoiser, chain, condition).flatten(1)
+
+    @property
+    def _std(self) -> th.Tensor:
+        """Standard deviations of the fine-tuned steps, ``(k,)``."""
+        return self.process.std[-self.finetuned_steps :]
+
+    def _log_prob(
+        self, chain: th.Tensor, means: th.Tensor, prior_means: th.Tensor | None = None
+    ) -> th.Tensor:
+        """Log-likelihood ``(B, k)`` of chains, of the mixture where the prior's means are given."""
+        log_prob = gaussian_log_prob(chain[:, 1:], means, self._std)
+        if prior_means is None:
+            return log_prob
+        prior_log_prob = gaussian_log_prob(chain[:, 1:], prior_means, self._std)
+        return mixture_log_prob(log_prob, prior_log_prob, float(self.mixing))
 
     def evaluate_actions(
         self, obs: PyTorchObs, actions: th.Tensor
@@ -378,8 +430,8 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         Evaluate chains, under SB3's name.
 
         :param obs: ``(B, ...)`` observations
-        :param actions: ``(B, (K + 1) D)`` flattened chains
-        :return: values ``(B, 1)``, log-likelihoods ``(B, K)``, and None: a chain's action has no
+        :param actions: ``(B, (k + 1) D)`` flattened chains
+        :return: values ``(B, 1)``, log-likelihoods ``(B, k)``, and None: a chain's action has no
             entropy in closed form
         """
         evaluation = self.evaluate_chains(obs, actions)
@@ -424,7 +476,8 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         features = self.vf_features_extractor(self.actor.normalizer(obs))
         if self.share_features_extractor:
             features = features.detach()
-        return self.value_net(features)
+        values = self.value_net(features)
+        return values.to(th.promote_types(values.dtype, th.float32))  # not bfloat16
 
     # -- action space --------------------------------------------------------------------------
 
@@ -440,7 +493,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         """
         The env's action of chains or of scaled actions.
 
-        :param scaled_action: ``(N, (K + 1) D)`` flattened chains, or ``(N, *shape)`` actions;
+        :param scaled_action: ``(N, (k + 1) D)`` flattened chains, or ``(N, *shape)`` actions;
             clipped to [-1, 1]
         :return: ``(N, *shape)`` in the env's units and dtype
         """

@@ -19,6 +19,8 @@ from tqdm.auto import tqdm
 from sb3_diffrl.demonstrations import Demonstrations
 from sb3_diffrl.normalization import ObservationNormalizer, Standardizer
 from sb3_diffrl.policies import DiffusionActor, DiffusionActorCriticPolicy
+from sb3_diffrl.precision import check_precision
+from sb3_diffrl.precision import precision as matmul_precision
 from sb3_diffrl.random_state import preserved_random_state
 
 
@@ -59,6 +61,7 @@ def pretrain(
     seed: int = 0,
     logger: Logger | None = None,
     progress_bar: bool = False,
+    precision: str = "float32",
 ) -> PretrainingResult:
     """
     Train the actor by ``E||eps - eps_theta(a_t, t, s)||^2``, then freeze it as the prior.
@@ -85,6 +88,7 @@ def pretrain(
     :param seed: of the validation split
     :param logger: records ``pretrain/…`` if given
     :param progress_bar: whether to show one
+    :param precision: of matrix products, see :class:`~sb3_diffrl.diffusion_ppo.DiffusionPPO`
     :return: losses and steps taken
     :raises ValueError: for demonstrations that do not fit the policy's spaces, naming field, index
         and expectation
@@ -96,6 +100,7 @@ def pretrain(
     ):
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}.")
+    check_precision(precision)
     demonstrations = check_demonstrations(demonstrations, policy)
     train, validation = demonstrations, None
     if validation_fraction > 0 and len(demonstrations) > 1:
@@ -118,9 +123,10 @@ def pretrain(
     policy.set_training_mode(True)
     for step in tqdm(range(1, gradient_steps + 1), "pre-training", disable=not progress_bar):
         batch = th.randint(len(train_actions), (batch_size,), device=policy.device)
-        loss = policy.denoising_loss(index(train_obs, batch), train_actions[batch]).mean()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with matmul_precision(precision, policy.device):
+            loss = policy.denoising_loss(index(train_obs, batch), train_actions[batch]).mean()
+            loss.backward()
         optimizer.step()
         scheduler.step()
         update_average(average, policy.actor, min(ema_decay, (1 + step) / (10 + step)))

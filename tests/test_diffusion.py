@@ -372,8 +372,10 @@ def test_all_steps_at_once_equal_the_steps_one_by_one(n_levels: int, n_steps: in
     together = process.chain_means(denoiser, chain, condition)
 
     assert together.shape == (6, n_steps, 3)
+    epsilon = denoiser.stepwise(process.levels, condition)
     for step in range(n_steps):
-        alone = process.step_mean(denoiser, chain[:, step], condition, step)
+        noisy = chain[:, step]
+        alone = process.transition_mean(noisy, epsilon(noisy, step), step)
         th.testing.assert_close(together[:, step], alone, rtol=1e-12, atol=1e-12)
 
 

@@ -20,6 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("wrappers",),
     ("normalization",),
     ("random_state",),
+    ("precision",),
     ("buffers",),
     ("losses",),
     ("policies",),
@@ -40,6 +41,7 @@ MAY_IMPORT = {
     "envs": {"numpy", "gymnasium"},
     "random_state": {"numpy", "torch"},
     "losses": {"torch"},
+    "precision": {"torch"},
     "wrappers": {"numpy", "gymnasium", "stable_baselines3"},
 }
 NEVER_INSIDE = {"diffusion", "schedules", "losses"}  # no late imports either

@@ -9,11 +9,13 @@ from sb3_diffrl.diffusion.chain import (
     mixture_log_prob,
     pathwise_kl,
 )
+from sb3_diffrl.diffusion.cuda_graph import CudaGraphs
 from sb3_diffrl.diffusion.denoisers import Denoiser, MlpDenoiser
 from sb3_diffrl.diffusion.noise_schedules import NOISE_SCHEDULES, make_alpha_bar
 
 __all__ = [
     "NOISE_SCHEDULES",
+    "CudaGraphs",
     "Denoiser",
     "DiffusionProcess",
     "MlpDenoiser",

@@ -4,7 +4,7 @@ The denoising chain: forward process, reverse transitions, likelihood, prior KL,
 Shapes: ``B`` batch, ``K`` denoising steps taken, ``T`` noise levels trained, ``D`` action entries.
 A chain is ``(B, K + 1, D)`` in the order in which it is sampled: ``chain[:, 0]`` is pure noise,
 ``chain[:, K]`` the action in [-1, 1]. Step ``i`` (0 to K - 1) leads from ``chain[:, i]`` to
-``chain[:, i + 1]``.
+``chain[:, i + 1]``. The end of a chain, its last ``k`` steps, is ``(B, k + 1, D)``.
 
 ========  ===================================================================
 symbol    meaning
@@ -17,6 +17,7 @@ sigma_i   its standard deviation, max(DDIM's, sigma_min)
 """
 
 import math
+from collections.abc import Sequence
 
 import torch as th
 from torch import nn
@@ -50,9 +51,10 @@ class DiffusionProcess(nn.Module):
     sampling_std: th.Tensor
     signal: th.Tensor
     noise: th.Tensor
-    next_signal: th.Tensor
-    next_noise: th.Tensor
-    next_noise_ode: th.Tensor
+    clean_weight: th.Tensor
+    noisy_weight: th.Tensor
+    clean_weight_ode: th.Tensor
+    noisy_weight_ode: th.Tensor
 
     def __init__(
         self,
@@ -82,19 +84,27 @@ class DiffusionProcess(nn.Module):
         levels = th.linspace(noise_levels, 0, denoising_steps + 1).round().long()
         now, after = alpha_bar[levels[:-1]], alpha_bar[levels[1:]]
         ddim_std = eta * ((1 - after) / (1 - now) * (1 - now / after)).clamp(min=0).sqrt()
+        # With the noise recomputed from the clipped clean action, the mean is linear in the clean
+        # and the noisy action.
+        signal, noise = now.sqrt(), (1 - now).sqrt()
+        noisy_weight = (1 - after - ddim_std**2).clamp(min=0).sqrt() / noise
+        noisy_weight_ode = (1 - after).sqrt() / noise
         tables = {
             "alpha_bar": alpha_bar,  # (T + 1,)
-            "signal": now.sqrt(),  # (K,), like all that follow
-            "noise": (1 - now).sqrt(),
-            "next_signal": after.sqrt(),
-            "next_noise": (1 - after - ddim_std**2).clamp(min=0).sqrt(),
-            "next_noise_ode": (1 - after).sqrt(),
+            "signal": signal,  # (K,), like all that follow
+            "noise": noise,
+            "clean_weight": after.sqrt() - noisy_weight * signal,
+            "noisy_weight": noisy_weight,
+            "clean_weight_ode": after.sqrt() - noisy_weight_ode * signal,
+            "noisy_weight_ode": noisy_weight_ode,
             "sampling_std": ddim_std,  # without the floor: no noise in the last step
             "std": ddim_std.clamp(min=sigma_min),
         }
         for name, table in tables.items():
             self.register_buffer(name, table.float(), persistent=False)
         self.register_buffer("levels", levels[:-1], persistent=False)
+        # The same as numbers, which cost a single step neither an index nor a wait for the device.
+        self._numbers = {name: table.float().tolist() for name, table in tables.items()}
 
     def diffuse(self, actions: th.Tensor, levels: th.Tensor, noise: th.Tensor) -> th.Tensor:
         """
@@ -136,54 +146,80 @@ class DiffusionProcess(nn.Module):
         Mean ``mu_i`` of the reverse transition (Song et al. 2021, eq. 12, with the clipped clean
         action).
 
-        :param noisy: ``(B, D)`` for one step, ``(B, K, D)`` for all steps
+        :param noisy: ``(B, D)`` for one step, ``(B, k, D)`` for a slice of ``k`` steps
         :param epsilon: predicted noise, of the same shape
-        :param step: index ``i`` of the step, or the slice of all steps
+        :param step: index ``i`` of the step, or the slice of steps
         :param ode: whether to follow the probability-flow ODE (``eta = 0``)
         :return: mean of the next, less noisy action, of the same shape
         """
-        next_noise = self.next_noise_ode if ode else self.next_noise
-        signal, noise, next_signal, next_noise = (
-            table[step].unsqueeze(-1)
-            for table in (self.signal, self.noise, self.next_signal, next_noise)
+        suffix = "_ode" if ode else ""
+        signal, noise, clean_weight, noisy_weight = (
+            self._numbers[name][step]
+            if isinstance(step, int)
+            else getattr(self, name)[step].unsqueeze(-1)
+            for name in ("signal", "noise", f"clean_weight{suffix}", f"noisy_weight{suffix}")
         )
+        epsilon = epsilon.to(noisy.dtype)  # of a network in lower precision
         clean = ((noisy - noise * epsilon) / signal).clamp(-1, 1)
-        epsilon = (noisy - signal * clean) / noise
-        return next_signal * clean + next_noise * epsilon
+        return clean_weight * clean + noisy_weight * noisy
 
-    def step_mean(
+    def sample(
         self,
-        denoiser: Denoiser,
-        noisy: th.Tensor,
-        condition: th.Tensor,
-        step: int,
+        networks: Sequence[tuple[Denoiser, th.Tensor]],
+        noise: th.Tensor,
+        sampling_std: bool = False,
         ode: bool = False,
-    ) -> th.Tensor:
+        frozen_steps: int = 0,
+        from_policy: th.Tensor | None = None,
+    ) -> tuple[th.Tensor, list[th.Tensor]]:
         """
-        Mean of one reverse transition, for acting.
+        Draw chains: the one place where the sampler steps.
 
-        :param denoiser: the epsilon-network
-        :param noisy: ``(B, D)`` ``chain[:, step]``
-        :param condition: ``(B, C)`` from ``denoiser.condition``
-        :param step: index of the step
-        :param ode: whether to follow the probability-flow ODE
-        :return: ``(B, D)`` mean of ``chain[:, step + 1]``
+        :param networks: denoiser and condition ``(N, C)`` of the policy and, where it takes part,
+            of the prior
+        :param noise: ``(K + 1, N, D)`` standard normal, of which the ODE uses the first
+        :param sampling_std: draw without the exploration floor
+        :param ode: follow the probability-flow ODE
+        :param frozen_steps: number of first steps that the last of the networks takes for all
+        :param from_policy: ``(N, 1)`` whether the policy acts or the prior; None for the policy
+        :return: ends of the chains ``(N, k + 1, D)``, where ``k = K - frozen_steps``, and their
+            means ``(N, k, D)`` under the policy and, given ``from_policy``, under the prior
         """
-        epsilon = denoiser(noisy, self.levels[step], condition)
-        return self.transition_mean(noisy, epsilon, step, ode)
+        std = self._numbers["sampling_std" if sampling_std else "std"]
+        epsilons = [net.stepwise(self.levels, condition) for net, condition in networks]
+        tuned = epsilons[:1] if from_policy is None else epsilons
+        noisy: th.Tensor = noise[0]
+        chain, means = [], []
+        for step in range(self.denoising_steps):
+            if step < frozen_steps:
+                mean = self.transition_mean(noisy, epsilons[-1](noisy, step), step, ode)
+            else:
+                chain.append(noisy)
+                means.append(
+                    [self.transition_mean(noisy, e(noisy, step), step, ode) for e in tuned]
+                )
+                mean, *prior_mean = means[-1]
+                if from_policy is not None:
+                    mean = th.where(from_policy, mean, prior_mean[0])
+            noisy = mean if ode else th.add(mean, noise[step + 1], alpha=std[step])
+        chain.append(noisy)
+        return th.stack(chain, dim=1), [
+            th.stack(of_network, dim=1) for of_network in zip(*means, strict=True)
+        ]
 
     def chain_means(self, denoiser: Denoiser, chain: th.Tensor, condition: th.Tensor) -> th.Tensor:
         """
-        Means of all transitions of stored chains, in one call of the network.
+        Means of the transitions of stored chains, in one call of the network.
 
         :param denoiser: the epsilon-network
-        :param chain: ``(B, K + 1, D)``
+        :param chain: ``(B, k + 1, D)``, whole chains or their ends
         :param condition: ``(B, C)`` from ``denoiser.condition``
-        :return: ``(B, K, D)`` mean of ``chain[:, 1:]`` given the entry before
+        :return: ``(B, k, D)`` mean of ``chain[:, 1:]`` given the entry before
         """
         noisy = chain[:, :-1]
-        epsilon = denoiser(noisy, self.levels, condition.unsqueeze(1))
-        return self.transition_mean(noisy, epsilon)
+        steps = slice(self.denoising_steps - noisy.shape[1], None)
+        epsilon = denoiser(noisy, self.levels[steps], condition.unsqueeze(1))
+        return self.transition_mean(noisy, epsilon, steps)
 
 
 def gaussian_log_prob(value: th.Tensor, mean: th.Tensor, std: th.Tensor) -> th.Tensor:
@@ -231,10 +267,14 @@ def mixture_log_prob(
     :param mixing: weight ``p`` of the policy, above 0; 1 is the policy alone
     :return: ``(..., K)`` in nats
     """
-    mixing = th.as_tensor(mixing, dtype=log_prob.dtype, device=log_prob.device)
+    prior_odds: float | th.Tensor
+    if isinstance(mixing, th.Tensor):
+        prior_odds = th.logit(mixing)
+    else:
+        prior_odds = math.inf if mixing == 1 else math.log(mixing) - math.log1p(-mixing)
     evidence = (log_prob - prior_log_prob).cumsum(dim=-1)
     before = th.cat([th.zeros_like(evidence[..., :1]), evidence[..., :-1]], dim=-1)
-    logit = before + th.logit(mixing)
+    logit = before + prior_odds
     return th.logaddexp(
         nn.functional.logsigmoid(logit) + log_prob,
         nn.functional.logsigmoid(-logit) + prior_log_prob,

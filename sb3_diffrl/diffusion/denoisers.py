@@ -1,8 +1,9 @@
 """Epsilon-networks behind one small interface."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 import torch as th
 from torch import nn
@@ -13,12 +14,16 @@ class Denoiser(nn.Module, ABC):
     Predicts the noise in a noisy action, given the noise level and the observation features.
 
     What depends on the observation alone is computed once per decision by ``condition``, however
-    many denoising steps follow.
+    many denoising steps follow. Where more can be computed once, override ``stepwise``.
 
+    :cvar capturable: whether sampling may be replayed as a CUDA graph; False for a network that
+        reads tensors on the host
     :param features_dim: number of observation features ``F``
     :param action_dim: number of action entries ``D``
     :param noise_levels: number of noise levels ``T``
     """
+
+    capturable: ClassVar[bool] = True
 
     def __init__(self, features_dim: int, action_dim: int, noise_levels: int):
         super().__init__()
@@ -41,6 +46,19 @@ class Denoiser(nn.Module, ABC):
         :param condition: broadcastable to ``(..., C)``, from ``condition``
         :return: ``(..., D)`` predicted noise
         """
+
+    def stepwise(
+        self, levels: th.Tensor, condition: th.Tensor
+    ) -> Callable[[th.Tensor, int], th.Tensor]:
+        """
+        The network for all steps of one batch of decisions, for acting.
+
+        :param levels: ``(K,)`` noise levels in the order of the steps
+        :param condition: ``(N, C)`` from ``condition``
+        :return: predicted noise ``(N, D)`` as a function of noisy actions ``(N, D)`` and the index
+            of the step; valid until the weights change
+        """
+        return lambda noisy, step: self(noisy, levels[step], condition)
 
 
 class MlpDenoiser(Denoiser):
@@ -86,9 +104,19 @@ class MlpDenoiser(Denoiser):
 
     def forward(self, noisy: th.Tensor, levels: th.Tensor, condition: th.Tensor) -> th.Tensor:
         """See :meth:`Denoiser.forward`."""
-        hidden = (
-            self.action_layer(noisy) + condition + self.level_layer(self.level_embedding[levels])
-        )
+        given = condition + self.level_layer(self.level_embedding[levels])
+        return self._hidden_to_noise(self.action_layer(noisy) + given)
+
+    def stepwise(
+        self, levels: th.Tensor, condition: th.Tensor
+    ) -> Callable[[th.Tensor, int], th.Tensor]:
+        """See :meth:`Denoiser.stepwise`; all of the first layer but the action is computed once."""
+        table = self.level_layer(self.level_embedding[levels]) + self.action_layer.bias
+        given = (condition + table.unsqueeze(1)).unbind()  # K tensors (N, width)
+        weight = self.action_layer.weight.t()
+        return lambda noisy, step: self._hidden_to_noise(th.addmm(given[step], noisy, weight))
+
+    def _hidden_to_noise(self, hidden: th.Tensor) -> th.Tensor:
         for layer in self.hidden_layers:
             update = layer(self.activation(hidden))
             hidden = hidden + update if update.shape[-1] == hidden.shape[-1] else update
