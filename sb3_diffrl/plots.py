@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ def quickstart_figure(
     ax.legend(loc="best", frameon=False)
     caption = "Each colour is one of the 24 ways to the finish line; a red cross is a failure."
     figure.supxlabel(caption, fontsize="medium", color=colour)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def benchmark_figure(
@@ -198,7 +199,7 @@ def benchmark_figure(
         _finish_curves(ax)
         ax.set_title(title)
         ax.legend(loc="best", frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -220,6 +221,15 @@ def _finish_curves(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure: Figure, path: str | pathlib.Path) -> None:
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+def save_figure(figure: Figure, path: str | pathlib.Path) -> None:
+    """
+    Write a figure under a temporary name, then put it in its place.
+
+    :param figure: what
+    :param path: of the PNG; its folder is made
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    figure.savefig(temporary, dpi=150, format="png")
+    os.replace(temporary, path)

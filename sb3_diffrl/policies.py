@@ -213,8 +213,8 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         )
         self.prior = copy.deepcopy(self.actor).requires_grad_(False)
         # Floats, for SB3 treats every entry of a state dict as one.
-        self.register_buffer("has_prior", th.tensor(0.0))
-        self.register_buffer("mixing", th.tensor(1.0))
+        self.register_buffer("has_prior", th.tensor(0.0, device="cpu"))
+        self.register_buffer("mixing", th.tensor(1.0, device="cpu"))
         # Where deterministic chains start: a fixed draw of typical norm, for zero noise is not a
         # typical draw.
         noise = th.randn(self.action_dim, generator=th.Generator().manual_seed(0))
@@ -282,8 +282,9 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
 
     def _apply(self, *args: Any, **kwargs: Any) -> "DiffusionActorCriticPolicy":
         """Move all but the two flags: to read them on the host must not wait for the device."""
+        flags = self.has_prior, self.mixing
         super()._apply(*args, **kwargs)
-        self.has_prior, self.mixing = self.has_prior.cpu(), self.mixing.cpu()
+        self.has_prior, self.mixing = flags
         return self
 
     def train(self, mode: bool = True) -> "DiffusionActorCriticPolicy":
@@ -311,7 +312,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         """
         obs = self.preprocess(obs)
         with precision(self.precision, self.device):
-            chain, means = self._sample_chain(obs, deterministic)
+            chain, means = self.sample_chains(obs, deterministic)
             values = self._values(obs)
         return chain.flatten(1), values, self._log_prob(chain, *means)
 
@@ -326,14 +327,16 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         :return: ``(N, D)``
         """
         obs = self.preprocess(observation)
-        chain, _ = self._sample_chain(obs, deterministic, sampling_std=True)
+        chain, _ = self.sample_chains(obs, deterministic, sampling_std=True)
         return chain[:, -1]
 
-    def _sample_chain(
-        self, obs: PyTorchObs, deterministic: bool, sampling_std: bool = False
+    def sample_chains(
+        self, obs: PyTorchObs, deterministic: bool = False, sampling_std: bool = False
     ) -> tuple[th.Tensor, list[th.Tensor]]:
         """
-        :param obs: preprocessed observations
+        Sample chains from the mixture of policy and prior; on CUDA as one graph.
+
+        :param obs: ``(N, ...)`` observations as :meth:`preprocess` gives them
         :param deterministic: follow the ODE from the fixed initial noise
         :param sampling_std: draw without the exploration floor
         :return: ends of the chains ``(N, k + 1, D)`` and their means ``(N, k, D)`` under the

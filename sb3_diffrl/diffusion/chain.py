@@ -25,6 +25,9 @@ from torch import nn
 from sb3_diffrl.diffusion.denoisers import Denoiser
 from sb3_diffrl.diffusion.noise_schedules import make_alpha_bar
 
+COEFFICIENTS = ("noise", "signal", "clean_weight", "noisy_weight")
+COEFFICIENTS_ODE = ("noise", "signal", "clean_weight_ode", "noisy_weight_ode")
+
 
 class DiffusionProcess(nn.Module):
     """
@@ -84,8 +87,8 @@ class DiffusionProcess(nn.Module):
         levels = th.linspace(noise_levels, 0, denoising_steps + 1).round().long()
         now, after = alpha_bar[levels[:-1]], alpha_bar[levels[1:]]
         ddim_std = eta * ((1 - after) / (1 - now) * (1 - now / after)).clamp(min=0).sqrt()
-        # With the noise recomputed from the clipped clean action, the mean is linear in the clean
-        # and the noisy action.
+        # With the noise recomputed from the clipped clean action, the mean is linear in the noisy
+        # and the clean action, which is scaled by the signal throughout.
         signal, noise = now.sqrt(), (1 - now).sqrt()
         noisy_weight = (1 - after - ddim_std**2).clamp(min=0).sqrt() / noise
         noisy_weight_ode = (1 - after).sqrt() / noise
@@ -93,9 +96,9 @@ class DiffusionProcess(nn.Module):
             "alpha_bar": alpha_bar,  # (T + 1,)
             "signal": signal,  # (K,), like all that follow
             "noise": noise,
-            "clean_weight": after.sqrt() - noisy_weight * signal,
+            "clean_weight": after.sqrt() / signal - noisy_weight,
             "noisy_weight": noisy_weight,
-            "clean_weight_ode": after.sqrt() - noisy_weight_ode * signal,
+            "clean_weight_ode": after.sqrt() / signal - noisy_weight_ode,
             "noisy_weight_ode": noisy_weight_ode,
             "sampling_std": ddim_std,  # without the floor: no noise in the last step
             "std": ddim_std.clamp(min=sigma_min),
@@ -152,15 +155,16 @@ class DiffusionProcess(nn.Module):
         :param ode: whether to follow the probability-flow ODE (``eta = 0``)
         :return: mean of the next, less noisy action, of the same shape
         """
-        suffix = "_ode" if ode else ""
-        signal, noise, clean_weight, noisy_weight = (
-            self._numbers[name][step]
-            if isinstance(step, int)
-            else getattr(self, name)[step].unsqueeze(-1)
-            for name in ("signal", "noise", f"clean_weight{suffix}", f"noisy_weight{suffix}")
-        )
         epsilon = epsilon.to(noisy.dtype)  # of a network in lower precision
-        clean = ((noisy - noise * epsilon) / signal).clamp(-1, 1)
+        names = COEFFICIENTS_ODE if ode else COEFFICIENTS
+        if isinstance(step, int):
+            noise, signal, clean_weight, noisy_weight = (self._numbers[n][step] for n in names)
+            clean = th.sub(noisy, epsilon, alpha=noise).clamp_(-signal, signal)
+            return clean.mul_(clean_weight).add_(noisy, alpha=noisy_weight)
+        noise, signal, clean_weight, noisy_weight = (
+            getattr(self, name)[step].unsqueeze(-1) for name in names
+        )
+        clean = (noisy - noise * epsilon).clamp(-signal, signal)
         return clean_weight * clean + noisy_weight * noisy
 
     def sample(
@@ -186,26 +190,29 @@ class DiffusionProcess(nn.Module):
             means ``(N, k, D)`` under the policy and, given ``from_policy``, under the prior
         """
         std = self._numbers["sampling_std" if sampling_std else "std"]
-        epsilons = [net.stepwise(self.levels, condition) for net, condition in networks]
-        tuned = epsilons[:1] if from_policy is None else epsilons
-        noisy: th.Tensor = noise[0]
-        chain, means = [], []
-        for step in range(self.denoising_steps):
-            if step < frozen_steps:
-                mean = self.transition_mean(noisy, epsilons[-1](noisy, step), step, ode)
-            else:
-                chain.append(noisy)
-                means.append(
-                    [self.transition_mean(noisy, e(noisy, step), step, ode) for e in tuned]
-                )
-                mean, *prior_mean = means[-1]
-                if from_policy is not None:
-                    mean = th.where(from_policy, mean, prior_mean[0])
-            noisy = mean if ode else th.add(mean, noise[step + 1], alpha=std[step])
-        chain.append(noisy)
-        return th.stack(chain, dim=1), [
-            th.stack(of_network, dim=1) for of_network in zip(*means, strict=True)
-        ]
+        noisy, *fresh = noise.unbind()
+
+        def draw(mean: th.Tensor, step: int) -> th.Tensor:
+            return mean if ode else mean.add(fresh[step], alpha=std[step])
+
+        if frozen_steps:
+            net, condition = networks[-1]
+            epsilon = net.stepwise(self.levels[:frozen_steps], condition)
+            for step in range(frozen_steps):
+                noisy = draw(self.transition_mean(noisy, epsilon(noisy, step), step, ode), step)
+
+        n_tuned = 1 if from_policy is None else 2
+        levels = self.levels[frozen_steps:]
+        epsilons = [net.stepwise(levels, condition) for net, condition in networks[:n_tuned]]
+        chain, means = [noisy], []
+        for i, step in enumerate(range(frozen_steps, self.denoising_steps)):
+            means += [self.transition_mean(noisy, eps(noisy, i), step, ode) for eps in epsilons]
+            mean = means[-1]
+            if from_policy is not None:
+                mean = th.where(from_policy, means[-2], mean)
+            noisy = draw(mean, step)
+            chain.append(noisy)
+        return th.stack(chain, dim=1), [th.stack(means[i::n_tuned], dim=1) for i in range(n_tuned)]
 
     def chain_means(self, denoiser: Denoiser, chain: th.Tensor, condition: th.Tensor) -> th.Tensor:
         """

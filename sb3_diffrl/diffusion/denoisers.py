@@ -105,7 +105,7 @@ class MlpDenoiser(Denoiser):
     def forward(self, noisy: th.Tensor, levels: th.Tensor, condition: th.Tensor) -> th.Tensor:
         """See :meth:`Denoiser.forward`."""
         given = condition + self.level_layer(self.level_embedding[levels])
-        return self._hidden_to_noise(self.action_layer(noisy) + given)
+        return self._trunk()(self.action_layer(noisy) + given)
 
     def stepwise(
         self, levels: th.Tensor, condition: th.Tensor
@@ -113,14 +113,28 @@ class MlpDenoiser(Denoiser):
         """See :meth:`Denoiser.stepwise`; all of the first layer but the action is computed once."""
         table = self.level_layer(self.level_embedding[levels]) + self.action_layer.bias
         given = (condition + table.unsqueeze(1)).unbind()  # K tensors (N, width)
-        weight = self.action_layer.weight.t()
-        return lambda noisy, step: self._hidden_to_noise(th.addmm(given[step], noisy, weight))
+        weight, trunk = self.action_layer.weight.t(), self._trunk()
+        return lambda noisy, step: trunk(th.addmm(given[step], noisy, weight))
 
-    def _hidden_to_noise(self, hidden: th.Tensor) -> th.Tensor:
-        for layer in self.hidden_layers:
-            update = layer(self.activation(hidden))
-            hidden = hidden + update if update.shape[-1] == hidden.shape[-1] else update
-        return self.output_layer(self.activation(hidden))
+    def _trunk(self) -> Callable[[th.Tensor], th.Tensor]:
+        """All behind the first layer. Modules and weights, which take longer to look up than a
+        small operation takes, are looked up once."""
+        activation = self.activation.forward
+        layers = [
+            (layer.weight.t(), layer.bias, layer.in_features == layer.out_features)
+            for layer in self.hidden_layers
+            if isinstance(layer, nn.Linear)
+        ]
+        output_layer = self.output_layer.forward
+
+        def trunk(hidden: th.Tensor) -> th.Tensor:
+            for weight, bias, residual in layers:
+                # For a single row the product alone is a third faster than with the bias in it.
+                update = (activation(hidden) @ weight).add_(bias)
+                hidden = update.add_(hidden) if residual else update
+            return output_layer(activation(hidden))
+
+        return trunk
 
 
 def sinusoidal_embedding(n_levels: int, dim: int = 32) -> th.Tensor:
