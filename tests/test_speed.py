@@ -1,6 +1,7 @@
 """The fast paths: equal to the naive form of the same mathematics, and as sparing as they claim."""
 
 import copy
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -558,6 +559,7 @@ def test_the_benchmark_measures_and_reports(
 ) -> None:
     monkeypatch.setattr(speed, "UPDATE_PAIRS", (4_000, 2_000))
     monkeypatch.setattr(speed, "PRETRAIN_STEPS", 2)
+    monkeypatch.setattr(speed, "HOPPER", SMALL)
     monkeypatch.setattr(speed, "added_memory", lambda who, *_: {"ours": 1.0, "naive": 9.0}[who])
     records = speed.measure(SMALL, None, 0.0)
     assert [(r["work"], r["batch"]) for r in records] == [
@@ -577,6 +579,29 @@ def test_the_benchmark_measures_and_reports(
     assert path.with_suffix(".png").stat().st_size > 10_000
     text = path.with_suffix(".md").read_text()
     assert "| update | small | 4,000 |" in text and "1 / 9 MiB" in text
+
+
+def test_whole_iterations_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mujoco")
+    for name, value in {
+        "N_ENVS": 2,
+        "N_DECISIONS": 6,
+        "N_EPOCHS": 2,
+        "MINIBATCH_CHAINS": 6,
+    }.items():
+        monkeypatch.setattr(speed, name, value)
+    small = {"width": 16, "critic_width": 16, "denoising_steps": 3, "finetuned_steps": 2}
+    monkeypatch.setattr(speed, "HOPPER", dataclasses.replace(speed.HOPPER, **small))
+    records = speed.iterations(None, 0.0) + speed.against_ppo(0.0)
+    assert [(r["size"], r["reference"]) for r in records] == [
+        ("hopper", "naive"),
+        ("hopper-K4", "naive"),
+        ("256x2-K4-H1", "sb3-ppo"),
+        ("256x2-K4-H4", "sb3-ppo"),
+    ]
+    assert all(0 < r["env_share"] < 1 for r in records[:2])
+    assert all(r["ratio"] > 0 for r in records)
+    assert "Share of the environments" in speed.table(records)
 
 
 @pytest.mark.parametrize("axis", ["denoising steps", "environments", "minibatch", "demonstrations"])
