@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -395,7 +396,7 @@ def iterations(dppo: Path | None, budget_s: float) -> list[Record]:
     """
     records = []
     env_steps = N_ENVS * N_DECISIONS * HOPPER.horizon
-    few = Size("hopper-K4", 11, 3, denoising_steps=4, finetuned_steps=4)
+    few = replace(HOPPER, name="hopper-K4", denoising_steps=4, finetuned_steps=4)
     for size in (HOPPER, few):
         for name, other in references(size, dppo).items():
             ours_env, other_env = (make_hopper(N_ENVS, size.horizon) for _ in range(2))

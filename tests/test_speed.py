@@ -15,7 +15,7 @@ from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
-from benchmarks import speed
+from benchmarks import contenders, speed
 from benchmarks.contenders import Naive, Ours, Pairs, Size, StillEnv, policy_kwargs
 from sb3_diffrl import DiffusionActorCriticPolicy, DiffusionMlpPolicy, DiffusionPPO
 from sb3_diffrl.diffusion import CudaGraphs, MlpDenoiser
@@ -583,15 +583,13 @@ def test_the_benchmark_measures_and_reports(
 
 def test_whole_iterations_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mujoco")
-    for name, value in {
-        "N_ENVS": 2,
-        "N_DECISIONS": 6,
-        "N_EPOCHS": 2,
-        "MINIBATCH_CHAINS": 6,
-    }.items():
+    sizes = {"N_ENVS": 2, "N_DECISIONS": 6, "N_EPOCHS": 2, "MINIBATCH_CHAINS": 6, "PPO_STEPS": 64}
+    for name, value in sizes.items():
         monkeypatch.setattr(speed, name, value)
-    small = {"width": 16, "critic_width": 16, "denoising_steps": 3, "finetuned_steps": 2}
-    monkeypatch.setattr(speed, "HOPPER", dataclasses.replace(speed.HOPPER, **small))
+    small = dataclasses.replace(
+        contenders.HOPPER, width=16, critic_width=16, denoising_steps=3, finetuned_steps=2
+    )
+    monkeypatch.setattr(speed, "HOPPER", small)
     records = speed.iterations(None, 0.0) + speed.against_ppo(0.0)
     assert [(r["size"], r["reference"]) for r in records] == [
         ("hopper", "naive"),
