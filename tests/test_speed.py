@@ -146,6 +146,17 @@ def test_stepwise_is_the_network_itself(net_arch: tuple[int, ...]) -> None:
         th.testing.assert_close(epsilon(noisy[step], step), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_a_policy_is_outlined_without_memory() -> None:
+    env = StillEnv(SMALL)
+    assert isinstance(env.action_space, spaces.Box)
+    with th.device("meta"):
+        policy = DiffusionMlpPolicy(
+            env.observation_space, env.action_space, lambda _: 0.0, **policy_kwargs(SMALL)
+        )
+    assert {p.device.type for p in policy.parameters()} == {"meta"}
+    assert not policy.has_prior and float(policy.mixing) == 1.0
+
+
 def test_copies_of_a_policy_have_no_graphs() -> None:
     graphs = CudaGraphs(capacity=3)
     graphs._captured["key"] = None  # type: ignore[assignment]

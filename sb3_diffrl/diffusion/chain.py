@@ -80,29 +80,30 @@ class DiffusionProcess(nn.Module):
                 f"sigma_min must be positive, else the chain has no likelihood; got {sigma_min}."
             )
         self.noise_levels, self.denoising_steps = noise_levels, denoising_steps
-        alpha_bar = make_alpha_bar(noise_schedule, noise_levels)
+        with th.device("cpu"):  # where their values can be read, whatever device is the default
+            alpha_bar = make_alpha_bar(noise_schedule, noise_levels)
 
-        # tau_0 = T > tau_1 > ... > tau_{K-1} >= 1, evenly spaced; each step leads to the next
-        # level, the last to 0.
-        levels = th.linspace(noise_levels, 0, denoising_steps + 1).round().long()
-        now, after = alpha_bar[levels[:-1]], alpha_bar[levels[1:]]
-        ddim_std = eta * ((1 - after) / (1 - now) * (1 - now / after)).clamp(min=0).sqrt()
-        # With the noise recomputed from the clipped clean action, the mean is linear in the noisy
-        # and the clean action, which is scaled by the signal throughout.
-        signal, noise = now.sqrt(), (1 - now).sqrt()
-        noisy_weight = (1 - after - ddim_std**2).clamp(min=0).sqrt() / noise
-        noisy_weight_ode = (1 - after).sqrt() / noise
-        tables = {
-            "alpha_bar": alpha_bar,  # (T + 1,)
-            "signal": signal,  # (K,), like all that follow
-            "noise": noise,
-            "clean_weight": after.sqrt() / signal - noisy_weight,
-            "noisy_weight": noisy_weight,
-            "clean_weight_ode": after.sqrt() / signal - noisy_weight_ode,
-            "noisy_weight_ode": noisy_weight_ode,
-            "sampling_std": ddim_std,  # without the floor: no noise in the last step
-            "std": ddim_std.clamp(min=sigma_min),
-        }
+            # tau_0 = T > tau_1 > ... > tau_{K-1} >= 1, evenly spaced; each step leads to the next
+            # level, the last to 0.
+            levels = th.linspace(noise_levels, 0, denoising_steps + 1).round().long()
+            now, after = alpha_bar[levels[:-1]], alpha_bar[levels[1:]]
+            ddim_std = eta * ((1 - after) / (1 - now) * (1 - now / after)).clamp(min=0).sqrt()
+            # With the noise recomputed from the clipped clean action, the mean is linear in the
+            # noisy and the clean action, which is scaled by the signal throughout.
+            signal, noise = now.sqrt(), (1 - now).sqrt()
+            noisy_weight = (1 - after - ddim_std**2).clamp(min=0).sqrt() / noise
+            noisy_weight_ode = (1 - after).sqrt() / noise
+            tables = {
+                "alpha_bar": alpha_bar,  # (T + 1,)
+                "signal": signal,  # (K,), like all that follow
+                "noise": noise,
+                "clean_weight": after.sqrt() / signal - noisy_weight,
+                "noisy_weight": noisy_weight,
+                "clean_weight_ode": after.sqrt() / signal - noisy_weight_ode,
+                "noisy_weight_ode": noisy_weight_ode,
+                "sampling_std": ddim_std,  # without the floor: no noise in the last step
+                "std": ddim_std.clamp(min=sigma_min),
+            }
         for name, table in tables.items():
             self.register_buffer(name, table.float(), persistent=False)
         self.register_buffer("levels", levels[:-1], persistent=False)
