@@ -1,7 +1,7 @@
 """
 Models shared as ``config.json`` and safetensors files, on the Hugging Face Hub or in a folder.
 
-Nothing is unpickled: see :mod:`sb3_diffrl.serialization`. The methods of
+Nothing is unpickled: see :mod:`sb3_diffrl.sharing`. The methods of
 :class:`~sb3_diffrl.DiffusionPPO` of the same names lead here.
 """
 
@@ -31,23 +31,21 @@ from stable_baselines3.common.vec_env import (
 
 from sb3_diffrl.diffusion_ppo import DiffusionPPO
 from sb3_diffrl.evaluation import Evaluation, as_vec_env, evaluate
-from sb3_diffrl.model_card import CARD, CURVE, REPLAY, UNKNOWN, Showcase, write_card
 from sb3_diffrl.plots import Curve
-from sb3_diffrl.serialization import (
+from sb3_diffrl.sharing.card import CARD, CURVE, REPLAY, UNKNOWN, Showcase, write_card
+from sb3_diffrl.sharing.checks import MAX_CONFIG_BYTES, at, parse_json
+from sb3_diffrl.sharing.model import (
     CONFIG,
     FILES,
-    MAX_CONFIG_BYTES,
     VEC_NORMALIZE,
     Description,
     Model,
-    at,
     build_model,
     decode_config,
     encode_model,
-    parse_json,
-    read_tensors,
-    restore_vec_normalize,
 )
+from sb3_diffrl.sharing.tensors import read_tensors
+from sb3_diffrl.sharing.vec_normalize import restore_vec_normalize
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -310,7 +308,12 @@ def from_pretrained(
                 "from_pretrained adds it."
             )
         else:
-            vec_env = restore_vec_normalize(vec_env, description, tensors[VEC_NORMALIZE])
+            vec_env = restore_vec_normalize(
+                vec_env,
+                description.vec_normalize,
+                description.observation_space,
+                tensors[VEC_NORMALIZE],
+            )
     if vec_env is not None:
         vec_env = cls._wrap_env(vec_env)
         check_for_correct_spaces(vec_env, description.observation_space, description.action_space)
