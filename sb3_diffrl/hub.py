@@ -406,7 +406,14 @@ def _download(
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(
+            f"{repo_id!r} is neither a folder nor 'namespace/name' of a model on the Hub: {error}"
+        ) from error
     where: dict[str, Any] = {
         "revision": revision,
         "cache_dir": cache_dir,
@@ -431,8 +438,10 @@ def _download(
 
 def _remote_files(api: Any, repo_id: str, prefix: str, revision: str | None) -> dict[str, int]:
     """Bytes of the files of one folder of a repository, by name."""
+    # Asked first, for where the Hub is not reached the listing would be asked for again and again.
+    commit = api.repo_info(repo_id, revision=revision).sha
     listing: Iterable[Any] = api.list_repo_tree(
-        repo_id, prefix.rstrip("/") or None, revision=revision
+        repo_id, prefix.rstrip("/") or None, revision=commit
     )
     files = [entry for entry in listing if hasattr(entry, "size")]
     return {entry.path.removeprefix(prefix): entry.size for entry in files}

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch as th
 from stable_baselines3.common import torch_layers
-from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from torch import nn
 
@@ -63,7 +62,7 @@ CLASSES: dict[str, dict[str, Any]] = {
     ),
     "optimizer_class": _named(
         *(th.optim.Adam, th.optim.AdamW, th.optim.NAdam, th.optim.RAdam),
-        *(th.optim.RMSprop, th.optim.SGD, RMSpropTFLike),
+        *(th.optim.RMSprop, th.optim.SGD),
     ),
 }
 
