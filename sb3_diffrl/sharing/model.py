@@ -387,6 +387,11 @@ def build_model(
     :param changes: attributes to set otherwise than described
     :return: the model
     """
+    state = tensors.get(TRAINING_STATE, {})
+    random_state = None
+    if description.random is not None:
+        with at(TRAINING_STATE):
+            random_state = _random_state(description.random, state)
     model = cls(description.policy_class, env, device=device, _init_setup_model=False)  # type: ignore[arg-type]  # without an env
     attributes = {**description.attributes, **changes}
     if env is not None:
@@ -401,7 +406,6 @@ def build_model(
     with th.no_grad():
         for name, tensor in unique_tensors(model.policy).items():
             tensor.copy_(tensors[WEIGHTS][name])
-    state = tensors.get(TRAINING_STATE, {})
     if description.optimized is not None:
         for name, optimizer in optimizers(model.policy).items():
             layout = optimizer_layout(optimizer)
@@ -411,7 +415,6 @@ def build_model(
             }
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": kept, "param_groups": groups})
-    if description.random is not None and "seed" not in changes:
-        with at("random"):
-            set_random_state(_random_state(description.random, state))
+    if random_state is not None and "seed" not in changes:
+        set_random_state(random_state)
     return model

@@ -157,7 +157,7 @@ def _decode_bound(value: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.nda
         limits = np.iinfo(dtype)
         values = [whole(int(limits.min), int(limits.max))(each) for each in values]
     array = np.array(values, dtype)
-    return np.broadcast_to(array, shape) if array.size == 1 else array.reshape(shape)
+    return np.broadcast_to(array[0], shape) if array.size == 1 else array.reshape(shape)
 
 
 def _entries_array(value: Any, dtype: type) -> np.ndarray:
