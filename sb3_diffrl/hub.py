@@ -285,7 +285,14 @@ def from_pretrained(
     prefix = _prefix(subfolder)
     folder = Path(name)
     if not folder.is_dir():
-        folder = _download(str(name), prefix, revision, token, cache_dir, local_files_only)
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            folder = _download(str(name), prefix, revision, token, cache_dir, local_files_only)
+        except HFValidationError as error:
+            raise ValueError(
+                f"{str(name)!r} is neither a folder nor 'namespace/name' on the Hub: {error}"
+            ) from error
     folder = folder / prefix
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
@@ -335,7 +342,9 @@ def read_folder(folder: Path) -> tuple[Description, dict[str, Callable[[], dict[
             f"{folder} has no {CONFIG}: it is no model that save_pretrained or push_to_hub wrote."
         )
     with at(CONFIG):
-        description = decode_config(parse_json((folder / CONFIG).read_bytes()))
+        with (folder / CONFIG).open("rb") as file:
+            content = file.read(MAX_CONFIG_BYTES + 1)
+        description = decode_config(parse_json(content))
         expected = description.tensors()
     readers = {}
     for name in FILES[1:]:
@@ -406,14 +415,7 @@ def _download(
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundError
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(
-            f"{repo_id!r} is neither a folder nor 'namespace/name' of a model on the Hub: {error}"
-        ) from error
     where: dict[str, Any] = {
         "revision": revision,
         "cache_dir": cache_dir,

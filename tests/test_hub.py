@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import pickle
+import re
 import shutil
 import struct
 import subprocess
@@ -338,7 +339,9 @@ RNG = np.random.default_rng(1)
 SPACES: list[spaces.Space[Any]] = [
     spaces.Box(-1.0, 1.0, (3,), np.float32),
     spaces.Box(RNG.normal(size=(2, 3)) - 5, RNG.normal(size=(2, 3)) + 5, dtype=np.float64),
-    spaces.Box(np.float32([-np.inf, 0.1, -0.0]), np.float32([np.inf, np.inf, 3e38])),
+    spaces.Box(
+        np.array([-np.inf, 0.1, -0.0], np.float32), np.array([np.inf, np.inf, 3e38], np.float32)
+    ),
     spaces.Box(0, 255, (3, 36, 36), np.uint8),
     spaces.Box(-(2**63), 2**63 - 1, (2,), np.int64),
     spaces.Box(-1.0, 1.0, (), np.float16),
@@ -642,7 +645,8 @@ def test_statistics_that_stand_still_go_on_doing_so(tmp_path: Path) -> None:
     before, after = model.get_vec_normalize_env(), loaded.get_vec_normalize_env()
     assert before is not None and after is not None
     loaded.learn(32)
-    np.testing.assert_array_equal(before.obs_rms.mean, after.obs_rms.mean)  # type: ignore[union-attr]
+    means: list[Any] = [before.obs_rms, after.obs_rms]
+    np.testing.assert_array_equal(means[0].mean, means[1].mean)
 
 
 def test_a_model_that_needs_normalised_observations_says_so(
@@ -710,7 +714,7 @@ def test_the_card_shows_and_declares_the_results(
     with Image.open(tmp_path / "training_curve.png") as curve:
         assert curve.width > 400
     with Image.open(tmp_path / "replay.gif") as replay:
-        assert replay.size == (320, 200) and replay.n_frames == 16  # type: ignore[attr-defined]
+        assert replay.size == (320, 200) and replay.n_frames == 16
         assert replay.info["duration"] == 100
 
 
@@ -901,3 +905,31 @@ def test_what_is_nowhere_is_said_to_be(hub_at: HubServer, tmp_path: Path) -> Non
         DiffusionPPO.from_pretrained(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
         DiffusionPPO.from_pretrained(tmp_path)
+
+
+def test_the_programs_of_the_page_run(
+    hub_at: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With fewer steps."""
+    page = (ROOT / "docs/hub.md").read_text()
+    programs = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    hub_at.tokens["hf_you"] = "your-name"
+    monkeypatch.setenv("HF_TOKEN", "hf_you")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for program in programs:
+        for much, little in (
+            *(("50_000", "32"), ("10_000", "4"), ("(200)", "(24)"), ("=5_000", "=16")),
+            *(("=200", "=3"), ("=100", "=3"), ("seed=0)", "seed=0, n_steps=32, batch_size=16)")),
+        ):
+            if "env.reset(" not in program:
+                program = program.replace(much, little)
+        exec(program, names)
+    assert len(programs) == 6
+    files = set(hub_at.repositories["your-name/avoiding-scene-3"].files())
+    listed = set(re.findall(r"`([a-z_A-Z]+\.[a-z]+)`", page.split("one commit:")[1][:1500]))
+    assert files == (listed | {".gitattributes"}) - {VEC_NORMALIZE}
+    card = hub_at.repositories["your-name/avoiding-scene-3"].files()["README.md"].decode()
+    (usage,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    exec(usage, names)
+    assert names["env"].action_space.contains(names["action"])
