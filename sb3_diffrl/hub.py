@@ -74,6 +74,7 @@ def save_pretrained(
     curve: Curve | None = None,
     curve_episodes: int | None = None,
     license: str | None = None,
+    load_arguments: str | None = None,
 ) -> None:
     """
     Write a model into a folder, to be read by :func:`from_pretrained`.
@@ -92,16 +93,29 @@ def save_pretrained(
     :param curve: environment steps and success rates, as ``SuccessCallback.curve``, or returns
     :param curve_episodes: episodes of each success rate, for its interval; None for returns
     :param license: of the model, such as ``"mit"``
+    :param load_arguments: arguments of :func:`from_pretrained` in the program that the card shows;
+        by default the folder
     :raises ValueError: where the model has a part that cannot be shared safely, naming it
     """
+    from safetensors.torch import save
+
     directory = Path(directory)
-    load_arguments = json.dumps(directory.as_posix())
-    showcase = _showcase(
-        *(model, env_id, eval_env, n_eval_episodes, evaluations, curve, curve_episodes, license)
-    )
+    config, tensors = encode_model(model, include_optimizer)
+    env = None if eval_env is None else _normalized_as_trained(model, as_vec_env(eval_env))
+    if evaluations is None:
+        evaluations = {}
+        if env is not None:
+            evaluations = {"evaluation": evaluate(model, env, n_eval_episodes)}
+    env_id = env_id or _env_id(env) or _env_id(model.get_env()) or UNKNOWN
+    showcase = Showcase(env_id, evaluations, curve, curve_episodes, env, license)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as made:
-        _write(Path(made), model, include_optimizer, showcase, load_arguments)
+        for name, named in tensors.items():
+            (Path(made) / name).write_bytes(save(named, metadata={"format": "pt"}))
+        content = json.dumps(config, indent=2, allow_nan=False)
+        (Path(made) / CONFIG).write_text(content + "\n", encoding="utf-8")
+        loads = load_arguments or json.dumps(directory.as_posix())
+        write_card(Path(made), model, showcase, loads)
         directory.mkdir(exist_ok=True)
         # Without its config.json a folder is no model, so that no mixture of two is ever loaded.
         for name in (CONFIG, *FILES, CURVE, REPLAY):
@@ -120,14 +134,7 @@ def push_to_hub(
     revision: str | None = None,
     subfolder: str | None = None,
     commit_message: str = "Push DiffusionPPO",
-    include_optimizer: bool = False,
-    env_id: str | None = None,
-    eval_env: gym.Env | VectorEnv | VecEnv | None = None,
-    n_eval_episodes: int = 100,
-    evaluations: Mapping[str, Evaluation] | None = None,
-    curve: Curve | None = None,
-    curve_episodes: int | None = None,
-    license: str | None = None,
+    **kwargs: Any,
 ) -> CommitInfo:
     """
     Upload a model to the Hub in one commit; the repository is made if need be.
@@ -139,33 +146,24 @@ def push_to_hub(
     :param revision: branch to commit to, made if need be; by default ``main``
     :param subfolder: folder of the repository; by default its root
     :param commit_message: of the commit
-    :param include_optimizer: see :func:`save_pretrained`, as for all that follow
-    :param env_id: see there
-    :param eval_env: see there
-    :param n_eval_episodes: see there
-    :param evaluations: see there
-    :param curve: see there
-    :param curve_episodes: see there
-    :param license: see there
+    :param kwargs: see :func:`save_pretrained`
     :return: the commit
     :raises ValueError: where the model has a part that cannot be shared safely, naming it
     """
     from huggingface_hub import HfApi
 
     prefix = _prefix(subfolder)
-    showcase = _showcase(
-        *(model, env_id, eval_env, n_eval_episodes, evaluations, curve, curve_episodes, license)
-    )
     api = HfApi(token=token, library_name="sb3-diffrl")
     with tempfile.TemporaryDirectory() as made:
         # Written before anything is sent: what cannot be shared fails here.
-        folder = Path(made)
-        _write(folder, model, include_optimizer, showcase, _load_arguments(repo_id, prefix))
+        folder = Path(made) / "model"
+        loads = _load_arguments(repo_id, prefix)
+        save_pretrained(model, folder, **{"load_arguments": loads, **kwargs})
         full_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if full_id != repo_id:
             card = (folder / CARD).read_text(encoding="utf-8")
-            loads, loads_full = (_load_arguments(each, prefix) for each in (repo_id, full_id))
-            (folder / CARD).write_text(card.replace(loads, loads_full), encoding="utf-8")
+            card = card.replace(loads, _load_arguments(full_id, prefix))
+            (folder / CARD).write_text(card, encoding="utf-8")
         if revision is not None:
             api.create_branch(full_id, branch=revision, exist_ok=True)
         return api.upload_folder(
@@ -181,42 +179,6 @@ def push_to_hub(
 def _load_arguments(repo_id: str, prefix: str) -> str:
     folder = prefix.rstrip("/")
     return json.dumps(repo_id) + (f", subfolder={json.dumps(folder)}" if folder else "")
-
-
-def _write(
-    folder: Path,
-    model: DiffusionPPO,
-    include_optimizer: bool,
-    showcase: Showcase,
-    load_arguments: str,
-) -> None:
-    from safetensors.torch import save
-
-    config, tensors = encode_model(model, include_optimizer)
-    for name, named in tensors.items():
-        (folder / name).write_bytes(save(named, metadata={"format": "pt"}))
-    write_card(folder, model, showcase, load_arguments)
-    content = json.dumps(config, indent=2, allow_nan=False)
-    (folder / CONFIG).write_text(content + "\n", encoding="utf-8")
-
-
-def _showcase(
-    model: DiffusionPPO,
-    env_id: str | None,
-    eval_env: gym.Env | VectorEnv | VecEnv | None,
-    n_eval_episodes: int,
-    evaluations: Mapping[str, Evaluation] | None,
-    curve: Curve | None,
-    curve_episodes: int | None,
-    license: str | None,
-) -> Showcase:
-    env = None if eval_env is None else _normalized_as_trained(model, as_vec_env(eval_env))
-    if evaluations is None:
-        evaluations = {}
-        if env is not None:
-            evaluations = {"evaluation": evaluate(model, env, n_eval_episodes)}
-    env_id = env_id or _env_id(env) or _env_id(model.get_env()) or UNKNOWN
-    return Showcase(env_id, evaluations, curve, curve_episodes, env, license)
 
 
 def _env_id(env: VecEnv | None) -> str | None:

@@ -22,6 +22,7 @@ import torch as th
 from gymnasium import spaces
 from huggingface_hub import ModelCard, constants
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -489,6 +490,10 @@ TAMPERED: dict[str, tuple[Tamper, str]] = {
         config_with(*KWARGS, "denoiser_kwargs", value={"path": "/etc/passwd"}),
         "policy: cannot be built from these arguments.*path",
     ),
+    "optimizer that cannot step": (
+        config_with(*KWARGS, "optimizer_kwargs", value={"capturable": True}),
+        "cannot step with these arguments",
+    ),
     "unknown algorithm": (config_with("algorithm", value="PPO"), "algorithm: expected one of"),
     "newer format": (config_with("format", value=2), "expected format 1 of sb3-diffrl, got 2"),
     "SB3's own file": (
@@ -933,3 +938,35 @@ def test_the_programs_of_the_page_run(
     (usage,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     exec(usage, names)
     assert names["env"].action_space.contains(names["action"])
+
+
+def test_the_command_in_the_readme_runs(
+    hub_at: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trained: DiffusionPPO
+) -> None:
+    trained.save(tmp_path / "finetuned")
+    monkeypatch.chdir(tmp_path)
+    (program,) = re.findall(r"python -c '(.*)'", (ROOT / "README.md").read_text())
+    exec(program, {})
+    assert "Pendulum-v1" in hub_at.repositories["alice/pendulum"].files()["README.md"].decode()
+    assert_same(trained, DiffusionPPO.from_pretrained("alice/pendulum"))
+
+
+def test_the_server_serves_other_clients_of_the_hub(hub_at: HubServer, tmp_path: Path) -> None:
+    """What RL Zoo's scripts ask of it."""
+    api = huggingface_hub.HfApi(endpoint=hub_at.endpoint)
+    assert api.whoami()["name"] == "alice"
+    api.create_repo("alice/zoo", exist_ok=True)
+    api.create_repo("alice/zoo", exist_ok=True)
+    (tmp_path / "model.zip").write_bytes(b"content")
+    (tmp_path / "README.md").write_text("---\ntags: [a]\n---\n")
+    api.upload_folder(repo_id="alice/zoo", folder_path=tmp_path)
+    path = huggingface_hub.hf_hub_download("alice/zoo", "model.zip")
+    assert Path(path).read_bytes() == b"content"
+    with pytest.raises(EntryNotFoundError):
+        huggingface_hub.hf_hub_download("alice/zoo", "vec_normalize.pkl")
+    assert set(api.list_repo_files("alice/zoo")) == {".gitattributes", "README.md", "model.zip"}
+    api.upload_file(
+        repo_id="alice/zoo", path_or_fileobj=b"new", path_in_repo="a/model.zip", revision="main"
+    )
+    api.delete_folder("a", "alice/zoo")
+    assert "a/model.zip" not in api.list_repo_files("alice/zoo")

@@ -156,6 +156,7 @@ def optimizer_layout(optimizer: th.optim.Optimizer) -> dict[str, tuple[bool, th.
     :param optimizer: with its arguments, on any device
     :return: by name of the entries that it keeps per parameter, whether the entry is a scalar, and
         its dtype
+    :raises ValueError: where it cannot step with these arguments
     """
     parameter = nn.Parameter(th.zeros(2))
     parameter.grad = th.zeros(2)
@@ -163,7 +164,10 @@ def optimizer_layout(optimizer: th.optim.Optimizer) -> dict[str, tuple[bool, th.
     known = inspect.signature(optimizer_class).parameters
     given = {name: value for name, value in optimizer.defaults.items() if name in known}
     probe = optimizer_class([parameter], **{**given, "lr": 0.0})
-    probe.step()
+    try:
+        probe.step()
+    except Exception as error:
+        raise ValueError(f"optimizer: cannot step with these arguments: {error}") from error
     return {
         name: (entry.ndim == 0, entry.dtype)
         for name, entry in probe.state[parameter].items()

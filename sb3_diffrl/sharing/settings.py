@@ -173,7 +173,7 @@ def _decode_imitation(value: Any) -> Imitation:
             entries(decoded[name], "kind", *fields)
     for name in set(names) - set(Imitation.terms):
         with at(name):
-            real(0, 2**31)(decoded[name])
+            real(0, 2**24)(decoded[name])
     return Imitation.parse(decoded)
 
 
