@@ -106,8 +106,12 @@ def save_pretrained(
         evaluations = {}
         if env is not None:
             evaluations = {"evaluation": evaluate(model, env, n_eval_episodes)}
-    env_id = env_id or _env_id(env) or _env_id(model.get_env()) or UNKNOWN
-    showcase = Showcase(env_id, evaluations, curve, curve_episodes, env, license)
+    spec = _spec(env) or _spec(model.get_env())
+    env_kwargs = {} if spec is None or env_id not in (None, spec.id) else spec.kwargs
+    showcase = Showcase(
+        env_id or (UNKNOWN if spec is None else str(spec.id)),
+        *(env_kwargs, evaluations, curve, curve_episodes, env, license),
+    )
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as made:
         for name, named in tensors.items():
@@ -181,12 +185,12 @@ def _load_arguments(repo_id: str, prefix: str) -> str:
     return json.dumps(repo_id) + (f", subfolder={json.dumps(folder)}" if folder else "")
 
 
-def _env_id(env: VecEnv | None) -> str | None:
+def _spec(env: VecEnv | None) -> Any:
+    """The id and arguments that gymnasium made the env from, where it says so."""
     try:
-        spec = None if env is None else env.get_attr("spec")[0]
+        return None if env is None else env.get_attr("spec")[0]
     except AttributeError:
         return None
-    return None if spec is None else str(spec.id)
 
 
 def _normalized_as_trained(model: DiffusionPPO, env: VecEnv) -> VecEnv:

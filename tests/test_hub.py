@@ -484,7 +484,7 @@ TAMPERED: dict[str, tuple[Tamper, str]] = {
     "class as a list": (config_with("policy", "class", value=["MlpPolicy"]), "expected one of"),
     "unknown argument of the policy": (
         config_with(*KWARGS, "lr_schedule", value=1),
-        "policy: cannot be built from these arguments",
+        r"policy: kwargs: .*unknown \['lr_schedule'\]",
     ),
     "unknown argument of a network": (
         config_with(*KWARGS, "denoiser_kwargs", value={"path": "/etc/passwd"}),
@@ -938,6 +938,7 @@ def test_the_programs_of_the_page_run(
     (usage,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     exec(usage, names)
     assert names["env"].action_space.contains(names["action"])
+    assert names["env"].spec.kwargs == {"perturbation": "scene:3"}
 
 
 def test_the_command_in_the_readme_runs(

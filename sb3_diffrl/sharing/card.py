@@ -36,6 +36,7 @@ class Showcase:
     What a card shows beside the model's own settings.
 
     :param env_id: name of the task
+    :param env_kwargs: arguments of the env that ``gymnasium.make`` took
     :param evaluations: by what was evaluated, such as ``"clean"``
     :param curve: environment steps and success rates, or returns
     :param curve_episodes: episodes of each success rate, for its interval; None for returns
@@ -44,6 +45,7 @@ class Showcase:
     """
 
     env_id: str = UNKNOWN
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
     curve: Curve | None = None
     curve_episodes: int | None = None
@@ -87,7 +89,7 @@ def write_card(folder: Path, model: DiffusionPPO, showcase: Showcase, load_argum
         _results(showcase.evaluations),
         *pictures,
         "## Use",
-        _usage(model, showcase.env_id, load_arguments),
+        _usage(model, showcase, load_arguments),
         "## Method",
         _method(model),
     ]
@@ -148,11 +150,17 @@ def _results(evaluations: Mapping[str, Evaluation]) -> str:
     return "\n".join(["## Results", "", "With 95 % intervals.", "", *rows])
 
 
-def _usage(model: DiffusionPPO, env_id: str, load_arguments: str) -> str:
+def _usage(model: DiffusionPPO, showcase: Showcase, load_arguments: str) -> str:
+    given = [
+        f"{name}={json.dumps(value) if isinstance(value, str) else value}"
+        for name, value in showcase.env_kwargs.items()
+        if name != "render_mode" and isinstance(value, str | bool | int | float)
+    ]
+    env_id = showcase.env_id
     make = (
         "env = ...  # the task it was trained on"
         if env_id == UNKNOWN
-        else (f"env = gym.make({json.dumps(env_id)})")
+        else (f"env = gym.make({', '.join([json.dumps(env_id), *given])})")
     )
     lines = ["import gymnasium as gym", "", "from sb3_diffrl import DiffusionPPO", "", make]
     if model.get_vec_normalize_env() is None:

@@ -1,6 +1,7 @@
 """Hyperparameters, progress of training and the policy's architecture as plain data."""
 
 import dataclasses
+import inspect
 from collections import deque
 from collections.abc import Mapping
 from numbers import Real
@@ -312,6 +313,10 @@ POLICY_KWARGS: dict[str, Check] = {
     "noise_schedule": one_of(diffusion.NOISE_SCHEDULES),
     "noise_levels": whole(1, 10_000),
     "denoising_steps": whole(1, 1_000),
+    "eta": real(0, 1),
+    "sigma_min": real(0, 1e3),
+    "share_features_extractor": flag,
+    "normalize_images": flag,
     "denoiser_kwargs": arguments,
     "features_extractor_kwargs": arguments,
     "optimizer_kwargs": arguments,
@@ -343,23 +348,23 @@ def decode_policy(value: Any) -> tuple[type[DiffusionActorCriticPolicy], dict[st
     :raises ValueError: saying what was wrong
     """
     name_of_class, kwargs = entries(value, "class", "kwargs")
+    no_kwargs = ("self", "observation_space", "action_space", "lr_schedule", "use_sde")
+    parameters = inspect.signature(DiffusionActorCriticPolicy.__init__).parameters
+    names = [name for name in parameters if name not in no_kwargs]
     with at("class"):
         policy_class = POLICIES[one_of(POLICIES)(name_of_class)]
     decoded: dict[str, Any] = {}
     with at("kwargs"):
-        if not isinstance(kwargs, Mapping):
-            raise ValueError(f"expected a mapping, got {short(kwargs)}")
-        for name, argument in kwargs.items():
+        for name, argument in zip(names, entries(kwargs, *names), strict=True):
             with at(name):
                 if name in CLASSES:
                     decoded[name] = CLASSES[name][one_of(CLASSES[name])(argument)]
                 else:
                     decoded[name] = POLICY_KWARGS.get(name, plain)(argument)
-        betas = decoded.get("optimizer_kwargs", {})
-        decoded["optimizer_kwargs"] = {
-            name: tuple(entry) if isinstance(entry, list) else entry
-            for name, entry in betas.items()
-        }
+    decoded["optimizer_kwargs"] = {
+        name: tuple(entry) if isinstance(entry, list) else entry
+        for name, entry in decoded["optimizer_kwargs"].items()
+    }
     return policy_class, decoded
 
 
