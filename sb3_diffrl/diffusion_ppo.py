@@ -668,3 +668,44 @@ class DiffusionPPO(PPO):
         if model._random_state is not None and "seed" not in kwargs:
             set_random_state(model._random_state)
         return model
+
+    # -- sharing, see sb3_diffrl.hub -----------------------------------------------------------
+
+    def save_pretrained(self, directory: Any, **kwargs: Any) -> None:
+        """
+        Write the model into a folder as JSON and safetensors files.
+
+        :param directory: where
+        :param kwargs: see :func:`sb3_diffrl.hub.save_pretrained`
+        """
+        from sb3_diffrl import hub
+
+        hub.save_pretrained(self, directory, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """
+        Share the model on the Hugging Face Hub as JSON and safetensors files.
+
+        :param repo_id: ``"name"`` or ``"namespace/name"``
+        :param kwargs: see :func:`sb3_diffrl.hub.push_to_hub`
+        :return: the commit
+        """
+        from sb3_diffrl import hub
+
+        return hub.push_to_hub(self, repo_id, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[SelfDiffusionPPO], name: Any, env: Any = None, **kwargs: Any
+    ) -> SelfDiffusionPPO:
+        """
+        Load what ``save_pretrained`` or ``push_to_hub`` wrote; nothing is unpickled.
+
+        :param name: a folder, or ``"namespace/name"`` on the Hugging Face Hub
+        :param env: to train in, if that is wanted
+        :param kwargs: see :func:`sb3_diffrl.hub.from_pretrained`
+        :return: the model
+        """
+        from sb3_diffrl import hub
+
+        return hub.from_pretrained(cls, name, env, **kwargs)

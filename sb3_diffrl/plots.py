@@ -202,6 +202,27 @@ def benchmark_figure(
     save_figure(figure, path)
 
 
+def learning_curve_figure(path: str | pathlib.Path, curve: Curve, n_episodes: int | None) -> None:
+    """
+    Save one learning curve.
+
+    :param path: a PNG file
+    :param curve: environment steps and success rates, or returns
+    :param n_episodes: episodes of each success rate, for its interval; None for returns
+    """
+    figure = _figure(6, 3.6)
+    ax = figure.subplots()
+    if n_episodes is None:
+        ax.plot(*np.array(curve, float).T, "-o", markersize=3.5, color=METHOD_COLOURS["DiffRL"])
+        _finish_curves(ax)
+        ax.set(ylim=(None, None), ylabel="return")
+        ax.autoscale(axis="y")
+    else:
+        draw_curve(ax, curve, n_episodes, "DiffRL")
+        _finish_curves(ax)
+    _save(figure, path)
+
+
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
