@@ -23,20 +23,19 @@ from typing import Any, NamedTuple, TypeVar
 
 import rich.box
 import torch as th
-import yaml
 from rich.table import Table
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from sb3_diffrl.callbacks import SuccessCallback
 from sb3_diffrl.demonstrations import Demonstrations
 from sb3_diffrl.diffusion_ppo import DiffusionPPO
-from sb3_diffrl.envs.avoiding import AvoidingVectorEnv, avoiding_demonstrations, mode_entropy
+from sb3_diffrl.envs.avoiding import AvoidingVectorEnv, mode_entropy
 from sb3_diffrl.evaluation import evaluate, wilson_interval
 from sb3_diffrl.wrappers import GymVecEnv
+from sb3_diffrl.zoo import linear, load_demonstrations
 
 TASK = "sb3_diffrl/Avoiding-v0"
 PRIOR_SEED = 1  # of pre-training; how far priors of other seeds fail when perturbed varies much
@@ -49,46 +48,6 @@ Result = TypeVar("Result")
 # -- hyperparameters ---------------------------------------------------------------------------
 
 
-def load_hyperparams(path: Path, env_id: str = TASK, config: Path | None = None) -> dict[str, Any]:
-    """
-    Read an environment's entry of a file in RL Zoo's format.
-
-    :param path: YAML file of entries by environment id; an entry ``default``, where there is one,
-        is what the others start from
-    :param env_id: which entry
-    :param config: YAML file of overrides that make a named experiment
-    :return: hyperparameters by name
-    :raises ValueError: where the file has no such entry
-    """
-    entries = _read_yaml(path)
-    if env_id not in entries and "default" not in entries:
-        raise ValueError(f"{path}: no entry {env_id!r}, found {', '.join(map(repr, entries))}")
-    hyperparams = merge(entries.get("default", {}), entries.get(env_id, {}))
-    return hyperparams if config is None else merge(hyperparams, _read_yaml(config))
-
-
-def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    :param base: hyperparameters
-    :param overrides: replace those of the same name; mappings are merged in turn, unless they name
-        a ``kind`` of schedule
-    :return: the hyperparameters with the overrides
-    """
-    merged = dict(base)
-    for name, value in overrides.items():
-        old = merged.get(name)
-        nested = isinstance(value, Mapping) and isinstance(old, Mapping) and "kind" not in value
-        merged[name] = merge(old, value) if nested else value  # type: ignore[arg-type]  # Mapping
-    return merged
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    content = yaml.safe_load(pathlib.Path(path).read_text()) or {}
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a mapping, got {content!r}")
-    return content
-
-
 def algorithm_arguments(hyperparams: Mapping[str, Any]) -> dict[str, Any]:
     """
     :param hyperparams: an entry of RL Zoo's
@@ -97,9 +56,8 @@ def algorithm_arguments(hyperparams: Mapping[str, Any]) -> dict[str, Any]:
     others = ("n_envs", "n_timesteps", "policy", "demonstrations", "pretrain")
     arguments = {name: value for name, value in hyperparams.items() if name not in others}
     for name in ("learning_rate", "clip_range", "critic_learning_rate"):
-        value = arguments.get(name)
-        if isinstance(value, str) and value.startswith("lin_"):
-            arguments[name] = LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
+        if name in arguments:
+            arguments[name] = linear(arguments[name])
     return {"device": "cpu", **arguments}
 
 
@@ -118,10 +76,10 @@ def training_env(hyperparams: Mapping[str, Any], perturbation: str | None) -> Ve
 
 def demonstrations(hyperparams: Mapping[str, Any]) -> Demonstrations:
     """
-    :param hyperparams: their ``demonstrations`` are the planner's arguments
+    :param hyperparams: their ``demonstrations`` name the planner and its arguments
     :return: the planner's episodes
     """
-    return avoiding_demonstrations(**hyperparams["demonstrations"])
+    return load_demonstrations(hyperparams["demonstrations"])
 
 
 class Prior(NamedTuple):
