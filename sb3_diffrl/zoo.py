@@ -427,6 +427,13 @@ def _extend_hyperparams_opt(module: Any) -> None:
     module.HYPERPARAMS_CONVERTER[ALGO] = convert_params
 
 
+class _Zero(int):
+    """The number of the first trial; the Zoo takes 0 for none given."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
 def _extend_exp_manager(module: Any) -> None:
     from optuna import storages
 
@@ -445,6 +452,8 @@ def _extend_exp_manager(module: Any) -> None:
             self.config = str(experiment)
         if self.algo == ALGO:  # as `predict` recommends
             self.deterministic_eval = False
+        if self.trial_id == 0:
+            self.trial_id = _Zero()
 
     @functools.wraps(read_hyperparameters)
     def read_experiment(self: Any) -> Any:

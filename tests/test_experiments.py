@@ -38,7 +38,7 @@ from sb3_diffrl.experiments import (
     write_text,
 )
 from sb3_diffrl.plots import quickstart_figure, record_trajectories
-from sb3_diffrl.zoo import load_hyperparams
+from sb3_diffrl.zoo import load_hyperparams, merge
 
 ROOT = Path(__file__).parent.parent
 HEADER = (
