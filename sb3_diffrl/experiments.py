@@ -551,10 +551,11 @@ def record(
     :return: the episodes, with rewards
     """
     unnormalised = unwrap_vec_normalize(env)
-    observations, actions, rewards, ends = [], [], [], []
+    observations: list[Any] = []
+    actions, rewards, ends = [], [], list[int]()
     obs = env.reset()
     while len(ends) < n_episodes:
-        raw = obs if unnormalised is None else unnormalised.get_original_obs()
+        raw: Any = obs if unnormalised is None else unnormalised.get_original_obs()
         action, _ = model.predict(obs, deterministic=deterministic)  # type: ignore[arg-type]
         obs, reward, done, _ = env.step(action)
         observations.append(copy.deepcopy(raw))

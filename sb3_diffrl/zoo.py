@@ -490,10 +490,11 @@ def _mend_hub_client() -> None:
     ``rl_zoo3.load_from_hub`` waits for an exception that huggingface_hub no longer raises.
     """
     import huggingface_sb3  # type: ignore[import-untyped]
-    import huggingface_sb3.push_to_hub as client  # type: ignore[import-untyped]
     from huggingface_hub.errors import EntryNotFoundError
     from requests.exceptions import HTTPError
 
+    # (The package's attribute of that name is a function.)
+    client: Any = importlib.import_module("huggingface_sb3.push_to_hub")
     renamed = getattr(client, "_generate_metadata", None)
     if not hasattr(client, "generate_metadata") and renamed is not None:
 

@@ -165,7 +165,7 @@ STUDY = ["-optimize", "--n-evaluations", "2", "--eval-episodes", "2", "--no-opti
 def tune(storage: str, cwd: Path, *arguments: str) -> subprocess.Popen[str]:
     command = ["-m", "rl_zoo3.train", "--algo", "diffppo", "--env", TASK, "-conf", "tune", *STUDY]
     study = ["--storage", storage, "--study-name", "study", "-n", "600", *arguments]
-    return start(*command, *study, "-params", *TINY, cwd=cwd)
+    return start(*command, *study, "-params", *TINY, "n_envs:16", cwd=cwd)
 
 
 def test_two_processes_tune_on_one_journal_and_a_trial_is_trained(tmp_path: Path) -> None:
@@ -410,7 +410,7 @@ def test_demonstrations_from_minari(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     minari = pytest.importorskip("minari")
     env = gym.make("Pendulum-v1", max_episode_steps=5)
-    env.spec = None  # type: ignore[misc]
+    env.spec = None
     collector = minari.DataCollector(env, record_infos=False)
     for episode in range(2):
         collector.reset(seed=episode)
@@ -452,12 +452,14 @@ def test_the_hubs_functions_are_those_that_the_zoo_calls(
 ) -> None:
     zoo_hook.install()
     import huggingface_sb3  # type: ignore[import-untyped]
-    import rl_zoo3.push_to_hub
+    import rl_zoo3.push_to_hub as push_to_hub
     from huggingface_hub import ModelCard
     from huggingface_hub.errors import EntryNotFoundError
     from requests.exceptions import HTTPError
 
-    metadata = rl_zoo3.push_to_hub.generate_metadata("DiffusionPPO", TASK, 0.5, 0.1)
+    _, metadata = push_to_hub.generate_model_card(
+        "diffppo", "DiffusionPPO", "me", TASK, 0.5, 0.1, hyperparams={}, env_kwargs={}
+    )
     assert metadata["library_name"] == "stable-baselines3"
     assert metadata["model-index"][0]["results"][0]["dataset"]["name"] == TASK
     assert "renamed" in capsys.readouterr().err
