@@ -35,7 +35,6 @@ TINY = [
     *("pretrain.gradient_steps:20", "imitation.warmup_steps:2", "imitation.batch_size:8"),
     *("policy_kwargs.net_arch:[16]", "n_envs:2", "n_steps:32", "batch_size:64", "n_epochs:1"),
 ]
-# Warnings of ours are defects. (The Zoo's own scripts warn; their exit status tells.)
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "WANDB_MODE": "offline"}
 
 
@@ -59,6 +58,18 @@ def output(process: subprocess.Popen[str]) -> str:
 
 def run(*command: str, cwd: Path, **environment: str) -> str:
     return output(start(*command, cwd=cwd, **environment))
+
+
+def run_all(*lines: str, cwd: Path) -> str:
+    """Run scripts of the Zoo one after another in one process, which imports PyTorch once."""
+    program = (
+        "import runpy, shlex, sys\n"
+        "for line in sys.argv[1:]:\n"
+        "    print('+', line, flush=True)\n"
+        "    sys.argv = shlex.split(line)\n"
+        "    runpy.run_module('rl_zoo3.' + sys.argv[0], run_name='__main__', alter_sys=True)\n"
+    )
+    return run("-W", "ignore", "-c", program, *lines, cwd=cwd)
 
 
 # -- the commands ------------------------------------------------------------------------------
@@ -140,21 +151,48 @@ def test_plots(trained: Path) -> None:
         folder.mkdir(parents=True)
         evaluations = {"timesteps": np.array([50, 100]), "results": np.full((2, 3), number / 4)}
         np.savez(folder / "evaluations.npz", **evaluations)  # type: ignore[arg-type]
-    program = (
-        "import runpy, sys\n"
-        "for line in sys.argv[1:]:\n"
-        "    sys.argv = line.split()\n"
-        "    runpy.run_module('rl_zoo3.plots.' + sys.argv[0], run_name='__main__')\n"
-    )
-    text = run(
-        *("-c", program),
-        f"all_plots -a diffppo -e {NAME} -f evaluated -o results --no-million",
-        "plot_from_file -i results -o figure --format png -b",
-        f"plot_train -a diffppo -e {NAME} -f logs -w 2",
+    text = run_all(
+        f"plots.all_plots -a diffppo -e {NAME} -f evaluated -o results --no-million",
+        "plots.plot_from_file -i results -o figure --format png -b",
+        f"plots.plot_train -a diffppo -e {NAME} -f logs -w 2",
         cwd=trained,
     )
     assert f"|{NAME}|" in text and "DIFFPPO" in text
     assert (trained / "results.pkl").exists()
+
+
+def test_what_the_zoo_tests_of_itself(tmp_path: Path) -> None:
+    """The cases of its tests of train, tuning and load, with diffppo instead of ppo."""
+    entry = {"policy": "policy", "n_timesteps": 200, "n_envs": 2, "n_steps": 32, "n_epochs": 1}
+    entry |= {"policy_kwargs": {"net_arch": [8]}, "batch_size": 64}
+    (tmp_path / "default.yml").write_text(yaml.safe_dump({"default": entry}))
+    custom = entry | {"policy": "sb3_diffrl.policies.DiffusionMlpPolicy"}
+    (tmp_path / "config.py").write_text(f"hyperparams = {{'Pendulum-v1': {custom!r}}}\n")
+    params = "-params n_envs:2 n_steps:32 n_epochs:1 batch_size:64 policy_kwargs.net_arch:[8]"
+    algo = "--algo diffppo --env Pendulum-v1"
+    train = f"train {algo} -n 100"
+    kwargs = "--env-kwargs g:8.0 --eval-env-kwargs g:5.0"
+    enjoy = f"enjoy {algo} -n 20 -f logs --no-render"
+    optimize = "-optimize --n-trials 1 --n-evaluations 2 --eval-episodes 1 --no-optim-plots"
+    search = "--sampler random --pruner halving --optimization-log-path opt"
+    monitor = """-params monitor_kwargs:'dict(info_keywords=("TimeLimit.truncated",))'"""
+    text = run_all(
+        f"{train} --eval-freq 50 --eval-episodes 1 --save-freq 50 -P {kwargs} {params}",
+        f"{enjoy} --load-best -P",
+        f"{enjoy} --load-checkpoint 50",
+        f"{enjoy} --load-last-checkpoint --stochastic",
+        f"{train} -conf default.yml --eval-freq -1 {monitor}",
+        f"{train} -conf config.py --eval-freq -1",
+        f"train {algo} -n 2000 {optimize} {search} -conf default.yml -params n_envs:16",
+        cwd=tmp_path,
+    )
+    assert "Using 'default' hyperparameters" in text
+    assert (tmp_path / "opt/trial_0/evaluations.npz").exists()
+    assert len(list((tmp_path / "logs/diffppo").glob("Pendulum-v1_*/Pendulum-v1.zip"))) == 3
+    (tmp_path / "lacks.yml").write_text(yaml.safe_dump({"MyEnv-v0": entry}))
+    failing = start("-m", "rl_zoo3.train", *algo.split(), "-conf", "lacks.yml", cwd=tmp_path)
+    assert "Hyperparameters not found for diffppo-Pendulum-v1" in failing.communicate()[0]
+    assert failing.returncode == 1
 
 
 # -- tuning ------------------------------------------------------------------------------------
