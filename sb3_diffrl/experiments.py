@@ -34,7 +34,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, unwrap_vec_normalize
 
-from sb3_diffrl import zoo_hook
+import sb3_diffrl_zoo_hook as zoo_hook
 from sb3_diffrl.callbacks import SuccessCallback
 from sb3_diffrl.demonstrations import Demonstrations
 from sb3_diffrl.diffusion_ppo import DiffusionPPO

@@ -2,7 +2,7 @@
 RL Zoo: ``python -m rl_zoo3.train --algo diffppo --env <id>``, and all of its other commands.
 
 The Zoo has no plugins. :func:`extend` adds the algorithm, its tuning and its hyperparameters to the
-Zoo's modules as they load, which :mod:`sb3_diffrl.zoo_hook` sees to; where that hook is not
+Zoo's modules as they load, which ``sb3_diffrl_zoo_hook`` sees to; where that hook is not
 installed, ``python -m sb3_diffrl.zoo train --algo diffppo ...`` does the same.
 """
 
@@ -30,7 +30,8 @@ import yaml
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_diffrl import diffusion_ppo, zoo_hook
+import sb3_diffrl_zoo_hook as zoo_hook
+from sb3_diffrl import diffusion_ppo
 from sb3_diffrl.demonstrations import Demonstrations
 from sb3_diffrl.policies import DiffusionActorCriticPolicy
 

@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evaluation",),
     ("callbacks",),
 )
-EDGES = {"cli", "experiments", "hub", "plots", "zoo", "zoo_hook"}
+EDGES = {"cli", "experiments", "hub", "plots", "zoo"}
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 
 # What else a layer may import when it is loaded. Readers and simulators are imported by functions.

@@ -1,8 +1,8 @@
 """
 The start-up hook: puts ``diffppo`` into the RL Zoo when the Zoo is imported, and not before.
 
-It is also installed as the top-level module ``sb3_diffrl_zoo_hook``, which every start of the
-interpreter runs: it imports nothing but ``sys``; PyTorch comes with the Zoo.
+Every start of the interpreter runs it, which is why it stands beside the package (importing that
+imports PyTorch) and imports nothing but ``sys``.
 """
 
 import sys
