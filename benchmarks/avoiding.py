@@ -28,6 +28,7 @@ from sb3_diffrl.evaluation import wilson_interval
 from sb3_diffrl.experiments import (
     EVAL_MODES,
     LABELS,
+    TASK,
     Curve,
     Outcome,
     ResultRow,
@@ -35,12 +36,12 @@ from sb3_diffrl.experiments import (
     add_rows,
     execute,
     in_process,
-    load_hyperparams,
     make_prior,
     read_rows,
     write_text,
 )
 from sb3_diffrl.plots import benchmark_figure
+from sb3_diffrl.zoo import load_hyperparams
 
 ROOT = Path(__file__).resolve().parent.parent
 HYPERPARAMS = ROOT / "hyperparams/diffppo.yml"
@@ -60,8 +61,8 @@ def plan(args: argparse.Namespace) -> list[Run]:
     :param args: of the command line
     :return: the runs that are asked for, without their prior
     """
-    diffrl = load_hyperparams(HYPERPARAMS, config=args.config)
-    ppo = load_hyperparams(HYPERPARAMS.with_name("ppo.yml"))
+    diffrl = load_hyperparams(args.config or HYPERPARAMS, TASK)
+    ppo = load_hyperparams(HYPERPARAMS.with_name("ppo.yml"), TASK)
     runs = []
     for method in args.methods or (["diffrl"] if args.config else [*LABELS]):
         hyperparams = ppo if method == "ppo" else diffrl
@@ -377,7 +378,7 @@ def main() -> int:
         args.models.mkdir(parents=True, exist_ok=True)
         runs = plan(args)
         if any(run.method != "ppo" for run in runs):
-            hyperparams = load_hyperparams(HYPERPARAMS, config=args.config)
+            hyperparams = load_hyperparams(args.config or HYPERPARAMS, TASK)
             prior = make_prior(args.priors, hyperparams, progress_bar=True)
             runs = [dataclasses.replace(run, prior=prior) for run in runs]
         failed = run_all(runs, args.output, args.jobs)

@@ -14,16 +14,17 @@ from rich.console import Console
 
 from sb3_diffrl import DiffusionPPO
 from sb3_diffrl.experiments import (
+    TASK,
     Run,
     add_rows,
     demonstrations,
     execute,
     in_process,
-    load_hyperparams,
     make_prior,
     results_table,
 )
 from sb3_diffrl.plots import quickstart_figure, record_trajectories
+from sb3_diffrl.zoo import load_hyperparams
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,9 +44,10 @@ def main() -> None:
     say = console.print
     start = time.perf_counter()
     scene, model_path = f"scene:{args.scene}", args.output / "quickstart_model.zip"
-    hyperparams = load_hyperparams(ROOT / "hyperparams/diffppo.yml")
+    hyperparams = load_hyperparams(ROOT / "hyperparams/diffppo.yml", TASK)
     budget = {"seed": args.seed, "n_episodes": args.episodes}
-    ppo = Run("ppo", scene, load_hyperparams(ROOT / "hyperparams/ppo.yml"), args.steps, **budget)
+    scratch_hyperparams = load_hyperparams(ROOT / "hyperparams/ppo.yml", TASK)
+    ppo = Run("ppo", scene, scratch_hyperparams, args.steps, **budget)
 
     with ThreadPoolExecutor() as pool:
         scratch = pool.submit(in_process, execute, ppo)

@@ -5,15 +5,19 @@ A :class:`Run` says what is trained on what; :func:`execute` trains and measures
 of a results file. A run can be sent to a process of its own by :func:`in_process`.
 """
 
+import copy
 import csv
 import dataclasses
 import hashlib
+import importlib.util
 import io
 import json
 import math
 import multiprocessing
 import os
 import pathlib
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -21,22 +25,23 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import rich.box
 import torch as th
-import yaml
 from rich.table import Table
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor, unwrap_vec_normalize
 
+import sb3_diffrl_zoo_hook as zoo_hook
 from sb3_diffrl.callbacks import SuccessCallback
 from sb3_diffrl.demonstrations import Demonstrations
 from sb3_diffrl.diffusion_ppo import DiffusionPPO
-from sb3_diffrl.envs.avoiding import AvoidingVectorEnv, avoiding_demonstrations, mode_entropy
+from sb3_diffrl.envs.avoiding import AvoidingVectorEnv, mode_entropy
 from sb3_diffrl.evaluation import evaluate, wilson_interval
 from sb3_diffrl.wrappers import GymVecEnv
+from sb3_diffrl.zoo import linear, load_demonstrations, read_yaml
 
 TASK = "sb3_diffrl/Avoiding-v0"
 PRIOR_SEED = 1  # of pre-training; how far priors of other seeds fail when perturbed varies much
@@ -49,46 +54,6 @@ Result = TypeVar("Result")
 # -- hyperparameters ---------------------------------------------------------------------------
 
 
-def load_hyperparams(path: Path, env_id: str = TASK, config: Path | None = None) -> dict[str, Any]:
-    """
-    Read an environment's entry of a file in RL Zoo's format.
-
-    :param path: YAML file of entries by environment id; an entry ``default``, where there is one,
-        is what the others start from
-    :param env_id: which entry
-    :param config: YAML file of overrides that make a named experiment
-    :return: hyperparameters by name
-    :raises ValueError: where the file has no such entry
-    """
-    entries = _read_yaml(path)
-    if env_id not in entries and "default" not in entries:
-        raise ValueError(f"{path}: no entry {env_id!r}, found {', '.join(map(repr, entries))}")
-    hyperparams = merge(entries.get("default", {}), entries.get(env_id, {}))
-    return hyperparams if config is None else merge(hyperparams, _read_yaml(config))
-
-
-def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    :param base: hyperparameters
-    :param overrides: replace those of the same name; mappings are merged in turn, unless they name
-        a ``kind`` of schedule
-    :return: the hyperparameters with the overrides
-    """
-    merged = dict(base)
-    for name, value in overrides.items():
-        old = merged.get(name)
-        nested = isinstance(value, Mapping) and isinstance(old, Mapping) and "kind" not in value
-        merged[name] = merge(old, value) if nested else value  # type: ignore[arg-type]  # Mapping
-    return merged
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    content = yaml.safe_load(pathlib.Path(path).read_text()) or {}
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a mapping, got {content!r}")
-    return content
-
-
 def algorithm_arguments(hyperparams: Mapping[str, Any]) -> dict[str, Any]:
     """
     :param hyperparams: an entry of RL Zoo's
@@ -97,9 +62,8 @@ def algorithm_arguments(hyperparams: Mapping[str, Any]) -> dict[str, Any]:
     others = ("n_envs", "n_timesteps", "policy", "demonstrations", "pretrain")
     arguments = {name: value for name, value in hyperparams.items() if name not in others}
     for name in ("learning_rate", "clip_range", "critic_learning_rate"):
-        value = arguments.get(name)
-        if isinstance(value, str) and value.startswith("lin_"):
-            arguments[name] = LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
+        if name in arguments:
+            arguments[name] = linear(arguments[name])
     return {"device": "cpu", **arguments}
 
 
@@ -118,10 +82,10 @@ def training_env(hyperparams: Mapping[str, Any], perturbation: str | None) -> Ve
 
 def demonstrations(hyperparams: Mapping[str, Any]) -> Demonstrations:
     """
-    :param hyperparams: their ``demonstrations`` are the planner's arguments
+    :param hyperparams: their ``demonstrations`` name the planner and its arguments
     :return: the planner's episodes
     """
-    return avoiding_demonstrations(**hyperparams["demonstrations"])
+    return load_demonstrations(hyperparams["demonstrations"])
 
 
 class Prior(NamedTuple):
@@ -507,6 +471,103 @@ def in_process(function: Callable[..., Result], *args: Any) -> Result:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn, initializer=th.set_num_threads, initargs=(1,)) as pool:
         return pool.submit(function, *args).result()
+
+
+# -- runs of RL Zoo's own commands -------------------------------------------------------------
+
+
+def zoo_hyperparams(algo: str, env_id: str) -> dict[str, Any]:
+    """
+    RL Zoo's own entry for an environment.
+
+    :param algo: name of the algorithm in the Zoo
+    :param env_id: an environment; where the Zoo knows only an older version, that one's entry
+    :return: hyperparameters by name
+    """
+    spec = importlib.util.find_spec("rl_zoo3")
+    assert spec is not None and spec.submodule_search_locations
+    entries = read_yaml(
+        pathlib.Path(spec.submodule_search_locations[0], "hyperparams", f"{algo}.yml")
+    )
+    name, _, version = env_id.rpartition("-v")
+    known = (f"{name}-v{older}" for older in range(int(version), -1, -1))
+    return entries[next((env for env in known if env in entries), "default")]
+
+
+def zoo_train(algo: str, env_id: str, folder: Path, *arguments: str) -> pathlib.Path:
+    """
+    Train by RL Zoo's command, in a process that keeps to one core.
+
+    :param algo: name of the algorithm in the Zoo
+    :param env_id: environment
+    :param folder: of the logs; what it holds of the same algorithm is removed first
+    :param arguments: further arguments of the command
+    :return: folder of the run, with the model and its evaluations
+    """
+    shutil.rmtree(pathlib.Path(folder, algo), ignore_errors=True)
+    command = ["train", "--algo", algo, "--env", env_id, "-f", str(folder), *arguments]
+    subprocess.run(
+        [sys.executable, "-m", "sb3_diffrl.zoo", *command],
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    (run,) = pathlib.Path(folder, algo).glob("*_1")
+    return run
+
+
+def zoo_load(algo: str, env_id: str, run: Path, seed: int) -> tuple[BaseAlgorithm, VecEnv]:
+    """
+    :param algo: name of the algorithm in the Zoo
+    :param env_id: environment
+    :param run: folder of a run, see :func:`zoo_train`
+    :param seed: of the environment
+    :return: the trained model and one environment to evaluate it in, returns not normalised
+    """
+    zoo_hook.install()
+    from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]
+    from rl_zoo3.utils import ALGOS, create_test_env, get_saved_hyperparams
+
+    name = EnvironmentName(env_id)
+    hyperparams, stats = get_saved_hyperparams(str(pathlib.Path(run, name)), test_mode=True)
+    env = create_test_env(
+        env_id,
+        stats_path=stats,
+        seed=seed,
+        should_render=False,
+        hyperparams=hyperparams,
+        env_kwargs=hyperparams.get("env_kwargs"),
+    )
+    return ALGOS[algo].load(pathlib.Path(run, f"{name}.zip"), device="cpu"), env
+
+
+def record(
+    model: BaseAlgorithm, env: VecEnv, n_episodes: int, deterministic: bool = True
+) -> Demonstrations:
+    """
+    :param model: what acts
+    :param env: one environment; observations are recorded as they are before normalisation
+    :param n_episodes: number of episodes
+    :param deterministic: how the model predicts
+    :return: the episodes, with rewards
+    """
+    unnormalised = unwrap_vec_normalize(env)
+    observations: list[Any] = []
+    actions, rewards, ends = [], [], list[int]()
+    obs = env.reset()
+    while len(ends) < n_episodes:
+        raw: Any = obs if unnormalised is None else unnormalised.get_original_obs()
+        action, _ = model.predict(obs, deterministic=deterministic)  # type: ignore[arg-type]
+        obs, reward, done, _ = env.step(action)
+        observations.append(copy.deepcopy(raw))
+        actions.append(action[0])
+        rewards.append(float(reward[0]))
+        if done[0]:
+            ends.append(len(actions))
+    if isinstance(observations[0], dict):
+        stacked: Any = {key: np.stack([o[key][0] for o in observations]) for key in observations[0]}
+    else:
+        stacked = np.stack([o[0] for o in observations])
+    return Demonstrations.from_arrays(stacked, np.stack(actions), ends, rewards)
 
 
 # -- tables ------------------------------------------------------------------------------------

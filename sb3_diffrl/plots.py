@@ -161,13 +161,15 @@ def benchmark_figure(
     path: str | pathlib.Path,
     groups: Mapping[str, Mapping[str, Sequence[Curve]]],
     goals: Mapping[str, float],
+    ylabel: str = "success rate",
 ) -> None:
     """
-    Save one panel for each form of the perturbation: the curve of every run, and their mean.
+    Save one panel for each task: the curve of every run, and their mean.
 
     :param path: a PNG file
     :param groups: by title of the panel and label of the method, one curve per run
-    :param goals: by title, the success rate to reach, drawn as a line
+    :param goals: by title, the value to reach, drawn as a line
+    :param ylabel: what the curves show; success rates are drawn from 0 to 1
     """
     figure = _figure(5.5 * len(groups), 4)
     axes = figure.subplots(1, len(groups), squeeze=False).ravel()
@@ -196,7 +198,7 @@ def benchmark_figure(
                 textcoords="offset points",
                 va="center",
             )
-        _finish_curves(ax)
+        _finish_curves(ax, ylabel)
         ax.set_title(title)
         ax.legend(loc="best", frameon=False)
     save_figure(figure, path)
@@ -231,10 +233,12 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _finish_curves(ax: Axes) -> None:
+def _finish_curves(ax: Axes, ylabel: str = "success rate") -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    ax.set(ylim=(-0.02, 1.02), xlabel="environment steps", ylabel="success rate")
+    ax.set(xlabel="environment steps", ylabel=ylabel)
+    if ylabel == "success rate":
+        ax.set_ylim(-0.02, 1.02)
     ax.set_xlim(left=0)
     ax.xaxis.set_major_locator(MaxNLocator(6))
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -8,3 +8,13 @@ register(
     vector_entry_point="sb3_diffrl.envs.avoiding:AvoidingVectorEnv",
     max_episode_steps=120,
 )
+
+# The form that is displaced anew in every episode, by a name of its own for tools that know tasks
+# by their names.
+register(
+    id="sb3_diffrl/AvoidingPerturbed-v0",
+    entry_point="sb3_diffrl.envs.avoiding:AvoidingEnv",
+    vector_entry_point="sb3_diffrl.envs.avoiding:AvoidingVectorEnv",
+    max_episode_steps=120,
+    kwargs={"perturbation": "episode"},
+)
