@@ -222,7 +222,7 @@ def learning_curve_figure(path: str | pathlib.Path, curve: Curve, n_episodes: in
     else:
         draw_curve(ax, curve, n_episodes, "DiffRL")
         _finish_curves(ax)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _figure(width: float, height: float) -> Figure:
