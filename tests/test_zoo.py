@@ -28,6 +28,7 @@ import sb3_diffrl_zoo_hook as zoo_hook
 from sb3_diffrl import Demonstrations, zoo
 from sb3_diffrl.envs.avoiding import avoiding_demonstrations
 from sb3_diffrl.experiments import record, zoo_hyperparams, zoo_load
+from tests.hub_server import HubServer
 
 ROOT = Path(__file__).parent.parent
 TASK = "sb3_diffrl/AvoidingPerturbed-v0"
@@ -61,7 +62,7 @@ def run(*command: str, cwd: Path, **environment: str) -> str:
     return output(start(*command, cwd=cwd, **environment))
 
 
-def run_all(*lines: str, cwd: Path) -> str:
+def run_all(*lines: str, cwd: Path, **environment: str) -> str:
     """Run scripts of the Zoo one after another in one process, which imports PyTorch once."""
     program = (
         "import runpy, shlex, sys\n"
@@ -70,7 +71,7 @@ def run_all(*lines: str, cwd: Path) -> str:
         "    sys.argv = shlex.split(line)\n"
         "    runpy.run_module('rl_zoo3.' + sys.argv[0], run_name='__main__', alter_sys=True)\n"
     )
-    return run("-W", "ignore", "-c", program, *lines, cwd=cwd)
+    return run("-W", "ignore", "-c", program, *lines, cwd=cwd, **environment)
 
 
 # -- the commands ------------------------------------------------------------------------------
@@ -144,6 +145,36 @@ def test_benchmark_and_videos(trained: Path) -> None:
     assert (videos / "training.gif").stat().st_size > 0
     assert "-m rl_zoo3.enjoy" in output(benchmark)
     assert f"|diffppo|{NAME}|" in (trained / "bench/benchmark.md").read_text()
+
+
+def test_models_go_to_the_hub_twice_and_come_back(trained: Path, tmp_path: Path) -> None:
+    push = f"push_to_hub --algo diffppo --env {TASK} -f logs -orga alice -n 30 -m Model"
+    with HubServer() as hub:
+        environment = {
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_HOME": str(tmp_path),
+            "HF_TOKEN": "hf_alice",
+            "TRUST_REMOTE_CODE": "True",
+        }
+        run_all(push, push, cwd=trained, **environment)
+        said = run_all(
+            f"load_from_hub --algo diffppo --env {TASK} -f downloaded -orga alice",
+            f"enjoy --algo diffppo --env {TASK} -f downloaded -n 40 --no-render",
+            f"train --algo diffppo --env {TASK} -f resumed -n 64 --eval-freq -1 -i"
+            f" downloaded/diffppo/{NAME}_1/{NAME}.zip -params {' '.join(TINY)}",
+            cwd=trained,
+            **environment,
+        )
+    assert "Pre-training" not in said
+    files = [
+        folder / "diffppo" / f"{NAME}_1" / f"{NAME}.zip"
+        for folder in (trained / "logs", trained / "downloaded", trained / "resumed")
+    ]
+    kept, back, resumed = (sb3_diffrl.DiffusionPPO.load(file) for file in files)
+    obs = kept.observation_space.sample()
+    actions = [model.predict(obs, deterministic=True)[0] for model in (kept, back)]
+    np.testing.assert_array_equal(actions[0], actions[1])
+    assert resumed.num_timesteps > kept.num_timesteps
 
 
 def test_plots(trained: Path) -> None:

@@ -100,8 +100,8 @@ class Description:
 
     def _check_buffer(self, policy: DiffusionActorCriticPolicy) -> None:
         """The rollout buffer is built with the model."""
-        steps = policy.process.denoising_steps
-        entry = 4 * ((steps + 1) * policy.action_dim + steps + 6)
+        steps = policy.finetuned_steps
+        entry = 4 * ((2 * steps + 1) * policy.action_dim + steps + 6)
         entry += _n_bytes(self.observation_space)
         size = entry * self.attributes["n_steps"] * self.attributes["n_envs"]
         if size > MAX_BUFFER_BYTES:

@@ -17,6 +17,7 @@ from sb3_diffrl import diffusion
 from sb3_diffrl.diffusion_ppo import DiffusionPPO
 from sb3_diffrl.imitation import Imitation
 from sb3_diffrl.policies import DiffusionActorCriticPolicy
+from sb3_diffrl.precision import PRECISIONS
 from sb3_diffrl.schedules import BETA, KINDS, MIXING, Improvement, Knob
 from sb3_diffrl.sharing.checks import (
     MAX_LAYERS,
@@ -219,6 +220,8 @@ HYPERPARAMETERS: dict[str, Codec] = {
     "advantage_floor": _same(real(0)),
     "critic_learning_rate": _OPTIONAL_RATE,
     "critic_warmup": _same(whole(0, 10**9)),
+    "micro_batch_size": _same(optional(whole(1, 2**24))),
+    "precision": _same(one_of(PRECISIONS)),
 }
 
 
