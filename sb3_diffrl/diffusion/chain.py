@@ -25,8 +25,11 @@ from torch import nn
 from sb3_diffrl.diffusion.denoisers import Denoiser
 from sb3_diffrl.diffusion.noise_schedules import make_alpha_bar
 
-COEFFICIENTS = ("noise", "signal", "clean_weight", "noisy_weight")
-COEFFICIENTS_ODE = ("noise", "signal", "clean_weight_ode", "noisy_weight_ode")
+# Tables of the transition's mean, along the ODE or not.
+COEFFICIENTS = {
+    ode: ("noise", "signal", f"clean_weight{suffix}", f"noisy_weight{suffix}")
+    for ode, suffix in ((False, ""), (True, "_ode"))
+}
 
 
 class DiffusionProcess(nn.Module):
@@ -108,7 +111,12 @@ class DiffusionProcess(nn.Module):
             self.register_buffer(name, table.float(), persistent=False)
         self.register_buffer("levels", levels[:-1], persistent=False)
         # The same as numbers, which cost a single step neither an index nor a wait for the device.
-        self._numbers = {name: table.float().tolist() for name, table in tables.items()}
+        numbers = {name: table.float().tolist() for name, table in tables.items()}
+        self._std = {True: numbers["sampling_std"], False: numbers["std"]}
+        self._coefficients = {
+            ode: list(zip(*(numbers[name] for name in names), strict=True))
+            for ode, names in COEFFICIENTS.items()
+        }
 
     def diffuse(self, actions: th.Tensor, levels: th.Tensor, noise: th.Tensor) -> th.Tensor:
         """
@@ -157,13 +165,12 @@ class DiffusionProcess(nn.Module):
         :return: mean of the next, less noisy action, of the same shape
         """
         epsilon = epsilon.to(noisy.dtype)  # of a network in lower precision
-        names = COEFFICIENTS_ODE if ode else COEFFICIENTS
         if isinstance(step, int):
-            noise, signal, clean_weight, noisy_weight = (self._numbers[n][step] for n in names)
+            noise, signal, clean_weight, noisy_weight = self._coefficients[ode][step]
             clean = th.sub(noisy, epsilon, alpha=noise).clamp_(-signal, signal)
             return clean.mul_(clean_weight).add_(noisy, alpha=noisy_weight)
         noise, signal, clean_weight, noisy_weight = (
-            getattr(self, name)[step].unsqueeze(-1) for name in names
+            getattr(self, name)[step].unsqueeze(-1) for name in COEFFICIENTS[ode]
         )
         clean = (noisy - noise * epsilon).clamp(-signal, signal)
         return clean_weight * clean + noisy_weight * noisy
@@ -190,7 +197,7 @@ class DiffusionProcess(nn.Module):
         :return: ends of the chains ``(N, k + 1, D)``, where ``k = K - frozen_steps``, and their
             means ``(N, k, D)`` under the policy and, given ``from_policy``, under the prior
         """
-        std = self._numbers["sampling_std" if sampling_std else "std"]
+        std = self._std[sampling_std]
         noisy, *fresh = noise.unbind()
 
         def draw(mean: th.Tensor, step: int) -> th.Tensor:
