@@ -491,7 +491,7 @@ TAMPERED: dict[str, tuple[Tamper, str]] = {
         "policy: cannot be built from these arguments.*path",
     ),
     "optimizer that cannot step": (
-        config_with(*KWARGS, "optimizer_kwargs", value={"capturable": True}),
+        config_with(*KWARGS, "optimizer_kwargs", value={"capturable": True, "fused": False}),
         "cannot step with these arguments",
     ),
     "unknown algorithm": (config_with("algorithm", value="PPO"), "algorithm: expected one of"),
