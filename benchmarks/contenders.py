@@ -123,6 +123,7 @@ def policy_kwargs(size: Size) -> dict[str, Any]:
     return {
         "net_arch": {"pi": [size.width] * 3, "vf": [size.critic_width] * 3},
         "activation_fn": nn.ReLU,
+        "noise_levels": max(20, size.denoising_steps),
         "denoising_steps": size.denoising_steps,
         "finetuned_steps": size.finetuned_steps,
     }

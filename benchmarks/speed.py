@@ -445,7 +445,7 @@ def against_ppo(budget_s: float) -> list[Record]:
 GROWTH: dict[str, tuple[int, ...]] = {
     "denoising steps": (1, 2, 5, 10, 20, 50),
     "environments": (1, 4, 16, 64, 256),
-    "hidden width": (64, 128, 256, 512, 1024),
+    "denoiser parameters": (64, 128, 256, 512, 1024),  # by the width of the layers
     "minibatch": (64, 256, 1024, 4096),
     "chunk length": (1, 2, 4, 8, 16),
     "demonstrations": (10_000, 30_000, 100_000, 300_000, 1_000_000),
@@ -466,7 +466,7 @@ def growth_point(axis: str, value: int) -> dict[str, float]:
         obs_dim=11,
         action_dim=3,
         horizon=value if axis == "chunk length" else 4,
-        width=value if axis == "hidden width" else 256,
+        width=value if axis == "denoiser parameters" else 256,
         denoising_steps=value if axis == "denoising steps" else 5,
         finetuned_steps=value if axis == "denoising steps" else 5,
     )
@@ -490,6 +490,8 @@ def growth_point(axis: str, value: int) -> dict[str, float]:
     best = min(seconds(work) for _ in range(3))
     if axis == "demonstrations":
         path.unlink()
+    if axis == "denoiser parameters":
+        value = sum(parameter.numel() for parameter in ours.policy.actor.parameters())
     return {"value": value, "seconds": best, "mib": mib}
 
 
