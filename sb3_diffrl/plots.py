@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-METHOD_COLOURS = {"DiffRL": "#1f6feb", "PPO from scratch": "#d1701f", "Diffusion only": "#57606a"}
+METHOD_COLOURS = {
+    "DiffRL": "#1f6feb",
+    "PPO from scratch": "#d1701f",
+    "PPO": "#d1701f",
+    "Diffusion only": "#57606a",
+}
 
 Curve = Sequence[tuple[int, float]]
 
