@@ -116,6 +116,7 @@ def execute(run: Run, args: argparse.Namespace) -> dict[str, Any]:
         "std": round(float(returns.std()), 2),
         "episodes": args.episodes,
         "wall_s": round(wall_s, 1),
+        "demonstrations": None if algo == "ppo" else demonstrated(run.env_id, args.demonstrations),
         "curve": curve,
     }
 
@@ -163,12 +164,11 @@ def run_all(runs: list[Run], args: argparse.Namespace) -> int:
     return failed
 
 
-def report(output: Path, demonstrations: Path) -> str:
+def report(output: Path) -> str:
     """
     Write the table and the figure that belong to a results file.
 
     :param output: the results file
-    :param demonstrations: their folder
     :return: the table, in Markdown
     """
     results = read_results(output)
@@ -197,7 +197,7 @@ def report(output: Path, demonstrations: Path) -> str:
             lines.append(
                 f"| {env_id} | {method} | {len(runs)} × {runs[0]['episodes']} "
                 f"| {statistics.mean(r['env_steps'] for r in runs):,.0f} | {mean:.1f}{spread} "
-                f"| {'–' if method == 'PPO' else demonstrated(env_id, demonstrations)} "
+                f"| {runs[0]['demonstrations'] or '–'} "
                 f"| {statistics.mean(r['wall_s'] for r in runs):.0f} |"
             )
             curves = [r["curve"] for r in runs if r["curve"]]
@@ -210,15 +210,15 @@ def report(output: Path, demonstrations: Path) -> str:
     return text
 
 
-def demonstrated(env_id: str, folder: Path) -> str:
+def demonstrated(env_id: str, folder: Path) -> str | None:
     """
     :param env_id: environment
     :param folder: of the demonstrations
-    :return: number of their steps and their mean return, a dash where there are none
+    :return: number of their steps and their mean return, None where there are none
     """
     path = folder / f"{env_id}.npz"
     if not entry(env_id).get("demonstrations") or not path.exists():
-        return "–"
+        return None
     episodes = Demonstrations.load(path)
     return f"{episodes.n_decisions:,}, {episode_returns(episodes).mean():.1f}"
 
@@ -248,7 +248,7 @@ def main() -> int:
     """Run and report."""
     args = parser().parse_args()
     failed = 0 if args.report else run_all(plan(args), args)
-    print(report(args.output, args.demonstrations))
+    print(report(args.output))
     return 1 if failed else 0
 
 

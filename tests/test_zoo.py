@@ -575,23 +575,17 @@ def test_the_wheel_holds_hook_and_hyperparameters(installed: Path) -> None:
 
 def test_the_hook_is_light_and_silent_without_the_zoo(installed: Path) -> None:
     program = (
-        "import site, sys, time\n"
+        "import site, sys\n"
         "before = set(sys.modules)\n"
-        "start = time.perf_counter()\n"
         f"site.addsitedir({str(installed)!r})\n"
-        "seconds = time.perf_counter() - start\n"
-        "print(seconds, *set(sys.modules) - before)\n"
+        "print(*set(sys.modules) - before)\n"
         "assert type(sys.meta_path[0]).__name__ == 'ZooFinder'\n"
         "try:\n    import rl_zoo3\n"
         "except ModuleNotFoundError as error:\n    assert error.name == 'rl_zoo3'\n"
         "else:\n    raise AssertionError\n"
     )
-    best = 1.0
-    for _ in range(3):
-        seconds, *modules = run("-I", "-S", "-c", program, cwd=installed).split()
-        assert set(modules) <= {"sb3_diffrl_zoo_hook"}
-        best = min(best, float(seconds))
-    assert best < 0.001
+    # One small module, and nothing that it would import.
+    assert run("-I", "-S", "-c", program, cwd=installed).split() == ["sb3_diffrl_zoo_hook"]
 
 
 def test_the_zoo_goes_on_where_the_plugin_fails(monkeypatch: pytest.MonkeyPatch) -> None:
