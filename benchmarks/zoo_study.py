@@ -12,6 +12,7 @@ import optuna
 import yaml
 
 from sb3_diffrl.experiments import write_text
+from sb3_diffrl.plots import save_figure
 from sb3_diffrl.zoo import convert_params, open_storage, undotted
 
 
@@ -56,7 +57,7 @@ def save_figures(study: optuna.Study, stem: Path) -> list[Path]:
         figure = axes.figure
         assert isinstance(figure, Figure)
         path = stem.with_name(f"{stem.name}_{name}.png")
-        figure.savefig(path, dpi=150, bbox_inches="tight")
+        save_figure(figure, path, bbox_inches="tight")
         files.append(path)
         if interactive.is_available():
             path = path.with_suffix(".html")

@@ -1,7 +1,8 @@
 """Rollout buffers whose actions are whole denoising chains."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from functools import cache
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,19 +33,25 @@ class ChainSamples(NamedTuple):
     returns: th.Tensor
     prior_means: th.Tensor
 
+    def map(self, function: Callable[[Any], Any]) -> "ChainSamples":
+        """
+        :param function: of one field, or of one entry of Dict observations
+        :return: what it makes of all of them
+        """
+        observations, *others = self
+        if isinstance(observations, dict):
+            mapped: Any = {key: function(entry) for key, entry in observations.items()}
+        else:
+            mapped = function(observations)
+        return ChainSamples(mapped, *map(function, others))
+
     def split(self, size: int) -> "Generator[ChainSamples, None, None]":
         """
         :param size: largest number of decisions
         :return: the parts in order
         """
         for start in range(0, len(self.actions), size):
-            part = slice(start, start + size)
-            observations, *others = self
-            if isinstance(observations, dict):
-                observations = {key: entry[part] for key, entry in observations.items()}
-            else:
-                observations = observations[part]
-            yield ChainSamples(observations, *(entry[part] for entry in others))
+            yield self.map(itemgetter(slice(start, start + size)))
 
 
 class ChainBufferMixin(RolloutBuffer):
@@ -99,31 +106,19 @@ class ChainBufferMixin(RolloutBuffer):
         :return: the batches
         """
         n = self.rewards.size
-        for start in range(0, n, batch_size):
-            part = slice(start, start + batch_size)
-
-            def tensor(array: np.ndarray, part: slice = part) -> th.Tensor:
-                return self.to_torch(array.reshape(n, *array.shape[2:])[part])
-
-            observations: Any = self.observations
-            if isinstance(observations, dict):
-                observations = {key: tensor(array) for key, array in observations.items()}
-            else:
-                observations = tensor(observations)
-            yield ChainSamples(
-                observations,
-                *(
-                    tensor(array)
-                    for array in (
-                        self.actions,
-                        self.values,
-                        self.log_probs,
-                        self.advantages,
-                        self.returns,
-                        self.prior_means,
-                    )
-                ),
-            )
+        arrays: Any = (
+            self.observations,
+            self.actions,
+            self.values,
+            self.log_probs,
+            self.advantages,
+            self.returns,
+            self.prior_means,
+        )
+        rollout = ChainSamples(*arrays)
+        rows = rollout.map(lambda array: array.reshape(n, *array.shape[2:]))
+        for part in rows.split(batch_size):
+            yield part.map(self.to_torch)
 
     def get(  # type: ignore[override]  # SB3's samples with one field more
         self, batch_size: int | None = None

@@ -6,7 +6,7 @@ import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -251,15 +251,16 @@ def _finish_curves(ax: Axes, ylabel: str = "success rate") -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def save_figure(figure: Figure, path: str | pathlib.Path) -> None:
+def save_figure(figure: Figure, path: str | pathlib.Path, **kwargs: Any) -> None:
     """
     Write a figure under a temporary name, then put it in its place.
 
     :param figure: what
     :param path: of the PNG; its folder is made
+    :param kwargs: of matplotlib's ``savefig``
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    figure.savefig(temporary, dpi=150, format="png")
+    figure.savefig(temporary, dpi=150, format="png", **kwargs)
     os.replace(temporary, path)
