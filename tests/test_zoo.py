@@ -229,6 +229,13 @@ def test_what_the_zoo_tests_of_itself(tmp_path: Path) -> None:
 
 # -- tuning ------------------------------------------------------------------------------------
 
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 STUDY = ["-optimize", "--n-evaluations", "2", "--eval-episodes", "2", "--no-optim-plots"]
 
 
@@ -271,9 +278,7 @@ def postgresql(tmp_path: Path) -> Iterator[str]:
         pytest.skip("needs PostgreSQL's initdb (Debian's package postgresql)")
     pytest.importorskip("psycopg")
     programs = Path(initdb).resolve().parent
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     data = Path("/tmp", f"sb3-diffrl-postgresql-{os.getpid()}")
     data.mkdir(mode=0o700)
     user: dict[str, Any] = {}
@@ -309,10 +314,37 @@ def test_studies_in_postgresql_and_pruning(postgresql: str, tmp_path: Path) -> N
     assert all(list(trial.intermediate_values) == [1] for trial in new)
 
 
+@pytest.fixture
+def redis() -> Iterator[str]:
+    """URL of a Redis server that runs for the test."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("needs redis-server (Debian's package of that name)")
+    client = pytest.importorskip("redis", reason="needs the extra `redis`")
+    port = free_port()
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    server = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL)
+    url = f"redis://127.0.0.1:{port}"
+    try:
+        retry = client.retry.Retry(client.backoff.ConstantBackoff(0.1), 100)
+        client.Redis.from_url(url, retry=retry).ping()
+        yield url
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def test_a_study_in_redis(redis: str, tmp_path: Path) -> None:
+    """Two processes, one journal, as with a file."""
+    for process in [tune(redis, tmp_path, "--n-trials", "1") for _ in range(2)]:
+        output(process)
+    storage = zoo.open_storage(optuna.storages.get_storage, redis)
+    study = optuna.load_study(study_name="study", storage=storage)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 2
+
+
 def test_studies_behind_the_grpc_proxy() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     storage = optuna.storages.InMemoryStorage()
     server = threading.Thread(
         target=optuna.storages.run_grpc_proxy_server,
