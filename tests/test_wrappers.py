@@ -177,7 +177,7 @@ def test_advantages_discount_by_decision_and_look_beyond_time_limits(truncates: 
     _, callback = model._setup_learn(6)
     model.collect_rollouts(model.env, callback, model.rollout_buffer, 6)  # type: ignore[arg-type]
     # Steps 1 to 3, 4 to 6, 7. The critic says 5 of every state.
-    first, second, third = (1 + 2 * g + 3 * g**2), (4 + 5 * g + 6 * g**2), 7
+    first, second, third = (1 + 2 * g + 3 * g**2), (4 + 5 * g + 6 * g**2), 7.0
     if truncates:
         third += gamma * 5
     expected = [first + gamma * second + gamma**2 * third, second + gamma * third, third]
