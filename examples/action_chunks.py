@@ -3,6 +3,7 @@ Action chunks on the embedded task: the policy plans four actions and executes t
 again. Step-wise demonstrations are cut into such decisions by ``pretrain``.
 """
 
+import gymnasium as gym
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_diffrl import DiffusionPPO
@@ -22,13 +23,12 @@ def show(name: str, result: Evaluation) -> None:
     print(f"{result.lengths.mean():.0f} environment steps per episode")
 
 
-env = make_vec_env(
-    "sb3_diffrl/Avoiding-v0",
-    n_envs=20,
-    seed=0,
-    wrapper_class=ActionChunkWrapper,
-    wrapper_kwargs={"horizon": 4},
-)
+def wrap(env: gym.Env) -> gym.Env:
+    """Four actions are predicted, and all of them executed."""
+    return ActionChunkWrapper(env, horizon=4)
+
+
+env = make_vec_env("sb3_diffrl/Avoiding-v0", n_envs=20, seed=0, wrapper_class=wrap)
 model = DiffusionPPO(
     "policy",
     env,

@@ -44,12 +44,13 @@ with tempfile.TemporaryDirectory() as folder:
     model.save(Path(folder, "model"))
     model = DiffusionPPO.load(Path(folder, "model"), device="cpu")
 print("env to train on:", rewrap(gym.make("sb3_diffrl/Avoiding-v0"), model.env_wrappers))
-for name, options in {
-    "receding horizon, 3 of 4 actions": {},
-    "a new chunk at every step": {"n_executed": 1},
-    "temporal ensembling": {"ensemble": 0.01},
-    "1 step of delay": {"delay": 1},
-}.items():
-    # Short pre-training is enough for the deterministic mode, not yet for sampling.
-    success, jump = roll_out(ChunkedPolicy(model, deterministic=True, **options))
+# Short pre-training is enough for the deterministic mode, not yet for sampling.
+policies = {
+    "receding horizon, 3 of 4 actions": ChunkedPolicy(model, deterministic=True),
+    "a new chunk at every step": ChunkedPolicy(model, n_executed=1, deterministic=True),
+    "temporal ensembling": ChunkedPolicy(model, ensemble=0.01, deterministic=True),
+    "1 step of delay": ChunkedPolicy(model, delay=1, deterministic=True),
+}
+for name, policy in policies.items():
+    success, jump = roll_out(policy)
     print(f"{name:34} success {success:.2f}, mean change of the action {jump:.3f}")
