@@ -42,7 +42,8 @@ from sb3_diffrl.zoo import load_hyperparams
 
 STEPS = 200_000  # environment steps of each run
 CURVE_EPISODES = 100
-CHECKPOINTS = (0.05, 0.1, 0.25, 0.5, 1.0)  # of the environment steps, columns of the summary
+PRETRAINING_STEPS = 25_000  # gradient steps; fewer are too few for plans of eight actions
+CHECKPOINTS = (10_000, 25_000, 50_000, 100_000)  # environment steps, columns of the summary
 # Label, and arguments of ActionChunkWrapper; None for single actions.
 METHODS: dict[str, tuple[str, dict[str, int] | None]] = {
     "single": ("single actions", None),
@@ -78,6 +79,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
     :return: the runs that are asked for, without their priors
     """
     base = load_hyperparams(args.config or HYPERPARAMS, TASK)
+    base["pretrain"] = {**base["pretrain"], "gradient_steps": args.pretraining_steps}
     runs = []
     for name in args.methods:
         _, chunk = METHODS[name]
@@ -135,8 +137,13 @@ def report(output: Path) -> str:
         runs = [row for row in rows if (row.perturbation, row.method) == (perturbation, method)]
         if not runs:
             continue
-        steps, low, mean, high = band(curves[perturbation, method])
-        at = [int(np.argmin(np.abs(steps - part * steps[-1]))) for part in CHECKPOINTS[:-1]]
+        steps, *bounds = band(curves[perturbation, method])
+        on_the_way = [
+            "{1:.2f} [{0:.2f}, {2:.2f}]".format(*(np.interp(at, steps, each) for each in bounds))
+            if at <= steps[-1]
+            else "–"
+            for at in CHECKPOINTS
+        ]
         lines.append(
             [
                 perturbation,
@@ -144,7 +151,7 @@ def report(output: Path) -> str:
                 str(len(runs)),
                 f"{statistics.mean(row.env_steps for row in runs):,.0f}",
                 with_interval(runs, lambda row: row.perturbed_before),
-                *(f"{mean[i]:.2f} [{low[i]:.2f}, {high[i]:.2f}] at {steps[i]:,.0f}" for i in at),
+                *on_the_way,
                 with_interval(runs, lambda row: row.perturbed_after),
                 with_interval(runs, lambda row: row.clean),
                 f"{statistics.mean(row.mode_entropy for row in runs):.2f}",
@@ -152,7 +159,7 @@ def report(output: Path) -> str:
             ]
         )
     head = ["perturbation", "decisions", "seeds", "environment steps", "before RL"]
-    head += ["on the way"] * (len(CHECKPOINTS) - 1)
+    head += [f"at {at:,} steps" for at in CHECKPOINTS]
     head += ["after RL", "clean, after RL", "mode entropy", "wall s"]
     text = "\n".join(
         [
@@ -160,8 +167,9 @@ def report(output: Path) -> str:
             "",
             f"Made by `python -m benchmarks.chunks` from `{output.name}`. Success rates under the "
             "perturbation, sampled actions, with 95 % intervals: Student's t over the seeds (each "
-            "with a prior of its own), of a single run Wilson's over its episodes. On the way: "
-            f"{CURVE_EPISODES} episodes of each seed.",
+            "with a prior of its own), of a single run Wilson's over its episodes. At so many "
+            f"environment steps: {CURVE_EPISODES} episodes of each seed, between the points of the "
+            "learning curve.",
             "",
             *markdown(head, lines),
         ]
@@ -260,6 +268,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of pre-training and training")
     add("--steps", type=int, default=STEPS, help="environment steps")
+    add("--pretraining-steps", type=int, default=PRETRAINING_STEPS, help="gradient steps")
     add("--episodes", type=int, default=500, help="of each evaluation before and after")
     add("--config", type=Path, help="named experiment instead of the task's hyperparameters")
     add("--name", help="what tells its rows from the others")
