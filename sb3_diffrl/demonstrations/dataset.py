@@ -1,4 +1,4 @@
-"""The demonstrations that a policy imitates, as flat NumPy arrays with the ends of the episodes."""
+"""The demonstrations that a policy imitates, as flat arrays with the ends of the episodes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,25 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
-Array: TypeAlias = NDArray[Any]
-Observations: TypeAlias = Array | dict[str, Array]
+from sb3_diffrl.demonstrations.arrays import (
+    ConcatenatedArray,
+    Source,
+    as_source,
+    choose_rows,
+    is_lazy,
+)
+from sb3_diffrl.demonstrations.checks import (
+    check_bounds,
+    check_episode_ends,
+    check_finite,
+    check_length,
+    check_values,
+    check_weights,
+    inner,
+)
 
-_BOUND_TOLERANCE = 1e-6
+Observations: TypeAlias = Source | dict[str, Source]
+
 _DICT_PREFIX = "observations/"
 
 
@@ -24,6 +39,9 @@ class Demonstrations:
     """
     Episodes laid end to end: ``M`` decisions in ``E`` episodes.
 
+    Arrays in memory are NumPy's. Memory maps, HDF5 datasets and the lazy arrays of
+    :mod:`sb3_diffrl.demonstrations.arrays` stay where they are and are read in pieces.
+
     :param observations: what was seen before each decision, ``(M, *obs_shape)``, or a dictionary of
         such arrays for a Dict observation space
     :param actions: what was done, ``(M, *action_shape)``, in the environment's own units
@@ -31,25 +49,30 @@ class Demonstrations:
         strictly increasing, the last being ``M``
     :param rewards: what each decision earned, ``(M,)``, if known
     :param successes: whether each episode succeeded, ``(E,)`` bool, if known
+    :param weights: how often the decisions of each episode are drawn in training, relative to one
+        another, ``(E,)``, at least 0; None draws all alike
     """
 
     observations: Observations
-    actions: Array
+    actions: Source
     episode_ends: NDArray[np.int64]
-    rewards: Array | None = None
+    rewards: Source | None = None
     successes: NDArray[np.bool_] | None = None
+    weights: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         def keep(name: str, value: object) -> None:
             object.__setattr__(self, name, value)
 
-        keep("observations", _map(np.asarray, self.observations))
-        keep("actions", np.asarray(self.actions))
+        keep("observations", _map(as_source, self.observations))
+        keep("actions", as_source(self.actions))
         keep("episode_ends", _as_indices("episode_ends", self.episode_ends))
         if self.rewards is not None:
-            keep("rewards", np.asarray(self.rewards))
+            keep("rewards", as_source(self.rewards))
         if self.successes is not None:
             keep("successes", np.asarray(self.successes, dtype=bool))
+        if self.weights is not None:
+            keep("weights", np.asarray(self.weights, dtype=np.float64))
 
         if self.actions.ndim == 0 or len(self.actions) == 0:
             raise ValueError(
@@ -59,38 +82,21 @@ class Demonstrations:
         if isinstance(self.observations, dict) and not self.observations:
             raise ValueError("observations: the dictionary is empty; give one array for each key")
         m = len(self.actions)
-        for name, array in _fields(self.observations):
-            _check_length(name, array, m, "one observation for each action")
-        if self.rewards is not None and self.rewards.shape != (m,):
-            raise ValueError(
-                f"rewards: shape {self.rewards.shape}, expected ({m},), one for each action"
-            )
-        self._check_episode_ends(m)
-        if self.successes is not None and self.successes.shape != (len(self),):
-            raise ValueError(
-                f"successes: shape {self.successes.shape}, expected ({len(self)},), "
-                "one for each episode"
-            )
-
-    def _check_episode_ends(self, m: int) -> None:
-        ends = self.episode_ends
-        if ends.ndim != 1 or len(ends) == 0:
-            raise ValueError(
-                f"episode_ends: shape {ends.shape}, expected (E,) with at least one episode"
-            )
-        lengths = np.diff(ends, prepend=0)
-        if np.any(lengths <= 0):
-            bad = int(np.argmax(lengths <= 0))
-            raise ValueError(
-                f"episode_ends[{bad}] = {ends[bad]} is not above its predecessor "
-                f"({ends[bad - 1] if bad else 0}); expected the exclusive end of each episode, "
-                "strictly increasing: drop empty episodes"
-            )
-        if ends[-1] != m:
-            raise ValueError(
-                f"episode_ends[{len(ends) - 1}] = {ends[-1]}, expected {m}, the number of actions: "
-                "the last episode ends where the arrays end"
-            )
+        for name, array in fields(self.observations):
+            check_length(name, array, m, "one observation for each action")
+        check_episode_ends(self.episode_ends, m)
+        for name, shape, of in (
+            ("rewards", (m,), "action"),
+            ("successes", (len(self),), "episode"),
+            ("weights", (len(self),), "episode"),
+        ):
+            array = getattr(self, name)
+            if array is not None and array.shape != shape:
+                raise ValueError(
+                    f"{name}: shape {array.shape}, expected {shape}, one for each {of}"
+                )
+        if self.weights is not None:
+            check_weights(self.weights)
 
     @classmethod
     def from_arrays(
@@ -100,11 +106,13 @@ class Demonstrations:
         episode_ends: ArrayLike | None = None,
         rewards: ArrayLike | Sequence[ArrayLike] | None = None,
         successes: ArrayLike | None = None,
+        weights: ArrayLike | None = None,
     ) -> Demonstrations:
         """
         Build from flat arrays, or from lists that hold one array for each episode.
 
-        Lists are taken as episodes when ``actions`` is a list or tuple of arrays; the ends are then
+        Lists are taken as episodes when ``actions`` is a list or tuple of arrays, in memory or lazy
+        (all of a field are then joined without being read); the ends are then
         known and ``episode_ends`` must be left out. A list that holds one array for each decision
         is to be stacked first.
 
@@ -114,9 +122,11 @@ class Demonstrations:
         :param episode_ends: exclusive ends, ``(E,)``; by default all is one episode
         :param rewards: ``(M,)``, or a list of per-episode arrays
         :param successes: ``(E,)``
+        :param weights: ``(E,)``
         :return: the demonstrations
         """
-        if isinstance(actions, list | tuple) and all(isinstance(a, np.ndarray) for a in actions):
+        of_episodes: dict[str, Any] = {"successes": successes, "weights": weights}
+        if isinstance(actions, list | tuple) and all(map(_is_array, actions)):
             if episode_ends is not None:
                 raise ValueError(
                     "episode_ends: actions is a list of episodes, whose lengths give the ends; "
@@ -124,23 +134,23 @@ class Demonstrations:
                 )
             if not actions:
                 raise ValueError("actions: empty list; demonstrations need at least one episode")
-            lengths = [len(np.atleast_1d(a)) for a in actions]
+            lengths = [len(a) if is_lazy(a) else len(np.atleast_1d(a)) for a in actions]
             return cls(
                 observations=_join_episodes("observations", observations, lengths),
                 actions=_join("actions", actions),
                 episode_ends=np.cumsum(lengths, dtype=np.int64),
                 rewards=None if rewards is None else _join_episodes("rewards", rewards, lengths),
-                successes=None if successes is None else np.asarray(successes),
+                **of_episodes,
             )
-        flat = np.asarray(actions)
+        flat = as_source(actions)
         if episode_ends is None:
-            episode_ends = [len(np.atleast_1d(flat))]
+            episode_ends = [len(flat) if flat.ndim else 1]
         return cls(
-            observations=_map(np.asarray, observations),
+            observations=observations,
             actions=flat,
             episode_ends=np.asarray(episode_ends),
-            rewards=None if rewards is None else np.asarray(rewards),
-            successes=None if successes is None else np.asarray(successes),
+            rewards=rewards,  # type: ignore[arg-type]  # made an array by the constructor
+            **of_episodes,
         )
 
     def __len__(self) -> int:
@@ -169,14 +179,17 @@ class Demonstrations:
         chosen = np.arange(len(self))[np.asarray(episode_indices)]
         if chosen.size == 0:
             raise ValueError("episode_indices: empty; choose at least one episode")
+        if len(chosen) == len(self) and np.array_equal(chosen, np.arange(len(self))):
+            return self
         starts, ends = self.episode_starts[chosen], self.episode_ends[chosen]
         rows = np.concatenate([np.arange(a, b) for a, b in zip(starts, ends, strict=True)])
         return Demonstrations(
-            observations=_map(lambda x: x[rows], self.observations),
-            actions=self.actions[rows],
+            observations=_map(lambda x: choose_rows(x, rows), self.observations),
+            actions=choose_rows(self.actions, rows),
             episode_ends=np.cumsum(ends - starts, dtype=np.int64),
-            rewards=None if self.rewards is None else self.rewards[rows],
+            rewards=None if self.rewards is None else choose_rows(self.rewards, rows),
             successes=None if self.successes is None else self.successes[chosen],
+            weights=None if self.weights is None else self.weights[chosen],
         )
 
     def split(self, fraction: float, seed: int = 0) -> tuple[Demonstrations, Demonstrations]:
@@ -225,25 +238,26 @@ class Demonstrations:
                     f"expected exactly {sorted(expected)}"
                 )
             for key, space in observation_space.spaces.items():
-                _check_values(f"observations[{key!r}]", self.observations[key], space)
+                check_values(f"observations[{key!r}]", self.observations[key], space)
         elif isinstance(self.observations, dict):
             raise ValueError(
                 f"observations: a dictionary with the keys {sorted(self.observations)}, expected "
-                f"one array of shape (M, {_inner(observation_space.shape)})"
+                f"one array of shape (M, {inner(observation_space.shape)})"
             )
         else:
-            _check_values("observations", self.observations, observation_space)
-        _check_values("actions", self.actions, action_space)
-        _check_bounds("actions", self.actions, action_space)
+            check_values("observations", self.observations, observation_space)
+        check_values("actions", self.actions, action_space)
+        check_bounds("actions", self.actions, action_space)
         if self.rewards is not None:
-            _check_finite("rewards", self.rewards)
+            check_finite("rewards", self.rewards)
 
     @staticmethod
     def concatenate(parts: Sequence[Demonstrations]) -> Demonstrations:
         """
         Lay several sets of demonstrations end to end.
 
-        Rewards and successes are kept when every part has them.
+        Rewards and successes are kept when every part has them; where one part has weights, those
+        of the others are 1.
 
         :param parts: at least one set, all with the same observation keys and shapes
         :return: all of their episodes
@@ -273,8 +287,13 @@ class Demonstrations:
             episode_ends=np.concatenate(
                 [p.episode_ends + o for p, o in zip(parts, offsets, strict=True)]
             ),
-            rewards=np.concatenate(rewards) if len(rewards) == len(parts) else None,
+            rewards=_join("rewards", rewards) if len(rewards) == len(parts) else None,
             successes=np.concatenate(successes) if len(successes) == len(parts) else None,
+            weights=None
+            if not any(p.weights is not None for p in parts)
+            else np.concatenate(
+                [np.ones(len(p)) if p.weights is None else p.weights for p in parts]
+            ),
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -342,13 +361,17 @@ def _npz_path(path: str | os.PathLike[str]) -> Path:
     return path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
 
 
-def _map(function: Callable[[Any], Array], observations: Any) -> Observations:
+def _map(function: Callable[[Any], Any], observations: Any) -> Observations:
     if isinstance(observations, dict):
         return {key: function(value) for key, value in observations.items()}
     return function(observations)
 
 
-def _fields(observations: Observations) -> Iterator[tuple[str, Array]]:
+def fields(observations: Observations) -> Iterator[tuple[str, Source]]:
+    """
+    :param observations: one array, or a dictionary of them
+    :return: each array with the name that messages give it
+    """
     if isinstance(observations, dict):
         for key, array in observations.items():
             yield f"observations[{key!r}]", array
@@ -363,14 +386,20 @@ def _as_indices(name: str, values: ArrayLike) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def _join(name: str, arrays: Sequence[ArrayLike]) -> Array:
-    """Concatenate arrays whose shapes after the first axis agree."""
-    parts = [np.asarray(a) for a in arrays]
+def _is_array(value: object) -> bool:
+    return isinstance(value, np.ndarray) or is_lazy(value)
+
+
+def _join(name: str, arrays: Sequence[Any]) -> Source:
+    """Concatenate arrays whose shapes after the first axis agree; lazy ones without reading."""
+    parts = [as_source(a) for a in arrays]
+    if any(map(is_lazy, parts)):
+        return ConcatenatedArray(parts, name)
     for index, part in enumerate(parts):
         if part.ndim == 0 or part.shape[1:] != parts[0].shape[1:]:
             raise ValueError(
                 f"{name}[{index}]: shape {part.shape}, expected "
-                f"(length, {_inner(parts[0].shape[1:])}), as the first"
+                f"(length, {inner(parts[0].shape[1:])}), as the first"
             )
     return np.concatenate(parts)
 
@@ -388,64 +417,5 @@ def _join_episodes(name: str, episodes: Any, lengths: list[int]) -> Any:
         by_key = {k: [episode[k] for episode in episodes] for k in episodes[0]}
         return _join_episodes(name, by_key, lengths)
     for index, (episode, length) in enumerate(zip(episodes, lengths, strict=True)):
-        _check_length(f"{name}[{index}]", np.asarray(episode), length, "as many as its actions")
+        check_length(f"{name}[{index}]", as_source(episode), length, "as many as its actions")
     return _join(name, episodes)
-
-
-def _inner(shape: tuple[int, ...] | None) -> str:
-    return ", ".join(map(str, shape or ()))
-
-
-def _check_length(name: str, array: Array, length: int, why: str) -> None:
-    if array.ndim == 0 or len(array) != length:
-        found = "a scalar" if array.ndim == 0 else f"length {len(array)} (shape {array.shape})"
-        raise ValueError(f"{name}: {found}, expected length {length}, {why}")
-
-
-def _check_values(name: str, array: Array, space: spaces.Space[Any]) -> None:
-    """Check shape and finiteness against a space."""
-    shape = space.shape
-    if shape is not None and array.shape[1:] != shape:
-        raise ValueError(
-            f"{name}[0]: shape {array.shape[1:]}, expected {shape} in an array of shape "
-            f"(M, {_inner(shape)}); reshape or transpose it to the space of the environment"
-        )
-    _check_finite(name, array)
-    if isinstance(space, spaces.Discrete):
-        low, high = int(space.start), int(space.start + space.n - 1)
-        index = _first((array < low) | (array > high) | (array != np.rint(array)))
-        if index is not None:
-            raise ValueError(
-                f"{name}[{_inner(index)}] = {array[index]}, expected an integer from {low} to "
-                f"{high}, as the observation space {space} has"
-            )
-
-
-def _check_finite(name: str, array: Array) -> None:
-    if array.dtype.kind in "iub":
-        return
-    if array.dtype.kind != "f":
-        raise ValueError(f"{name}: dtype {array.dtype}, expected real numbers")
-    index = _first(~np.isfinite(array))
-    if index is not None:
-        raise ValueError(
-            f"{name}[{_inner(index)}] = {array[index]}, expected a finite number; "
-            "drop or repair the episodes with missing values"
-        )
-
-
-def _check_bounds(name: str, array: Array, space: spaces.Box) -> None:
-    index = _first((array < space.low - _BOUND_TOLERANCE) | (array > space.high + _BOUND_TOLERANCE))
-    if index is not None:
-        low, high = space.low[index[1:]], space.high[index[1:]]
-        raise ValueError(
-            f"{name}[{_inner(index)}] = {array[index]:g}, expected within [{low:g}, {high:g}], the "
-            f"bounds of the action space; scale or clip to the environment's own units"
-        )
-
-
-def _first(bad: NDArray[np.bool_]) -> tuple[int, ...] | None:
-    """The index of the first true entry in row-major order, or None."""
-    if not bad.any():
-        return None
-    return tuple(int(i) for i in np.unravel_index(int(np.argmax(bad)), bad.shape))
