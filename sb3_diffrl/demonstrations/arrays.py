@@ -134,7 +134,7 @@ class ConcatenatedArray(LazyArray):
         for low, high in pairwise(cuts):
             part = int(owners[low])
             start = self.ends[part - 1] if part else 0
-            found[order[low:high]] = _take(self.parts[part], ordered[low:high] - start)
+            found[order[low:high]] = take(self.parts[part], ordered[low:high] - start)
         return found
 
 
@@ -174,7 +174,7 @@ class ConvertedArray(LazyArray):
 
     def read(self, rows: Rows) -> Array:
         """See :meth:`LazyArray.read`."""
-        return np.asarray(self.function(_take(self.source, rows)))
+        return np.asarray(self.function(take(self.source, rows)))
 
 
 class RowsOf(LazyArray):
@@ -197,7 +197,7 @@ class RowsOf(LazyArray):
 
     def read(self, rows: Rows) -> Array:
         """See :meth:`LazyArray.read`."""
-        return _take(self.source, self.rows[rows])
+        return take(self.source, self.rows[rows])
 
 
 class Cache:
@@ -280,8 +280,14 @@ def _is_stored(array: Any) -> bool:
     return hasattr(array, "chunks") and isinstance(getattr(array, "dtype", None), np.dtype)
 
 
-def _take(source: Any, rows: Rows) -> Array:
-    """Rows of any array; HDF5 reads rising rows without repeats alone, and runs of them fast."""
+def take(source: Any, rows: Rows) -> Array:
+    """
+    Rows of any array; HDF5 reads rising rows without repeats alone, and runs of them fast.
+
+    :param source: ``(M, ...)``
+    :param rows: ``(n,)`` within bounds, not negative
+    :return: ``(n, ...)``
+    """
     if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
         run = np.asarray(source[int(rows[0]) : int(rows[0]) + len(rows)])
         return run.copy() if isinstance(source, np.ndarray) else run

@@ -70,6 +70,46 @@ def check_weights(weights: NDArray[np.float64]) -> None:
         raise ValueError("weights: all are 0; give at least one episode a weight above 0")
 
 
+def check_observations(observations: Any, space: spaces.Space[Any]) -> None:
+    """
+    :param observations: one array, or a dictionary of them
+    :param space: of the environment, a Dict space for dictionaries
+    """
+    if isinstance(space, spaces.Dict):
+        if not isinstance(observations, dict):
+            raise ValueError(
+                "observations: one array, expected a dictionary with the keys "
+                f"{sorted(space.spaces)}, as the observation space has"
+            )
+        expected, found = set(space.spaces), set(observations)
+        if expected != found:
+            raise ValueError(
+                f"observations: missing keys {sorted(expected - found)}, "
+                f"unknown keys {sorted(found - expected)}; "
+                f"expected exactly {sorted(expected)}"
+            )
+        for key, part in space.spaces.items():
+            check_values(f"observations[{key!r}]", observations[key], part)
+    elif isinstance(observations, dict):
+        raise ValueError(
+            f"observations: a dictionary with the keys {sorted(observations)}, expected "
+            f"one array of shape (M, {inner(space.shape)})"
+        )
+    else:
+        check_values("observations", observations, space)
+
+
+def check_actions(actions: Source, space: spaces.Space[Any]) -> None:
+    """
+    :param actions: ``(M, ...)``
+    :param space: of the environment, a Box, whose bounds hold
+    """
+    if not isinstance(space, spaces.Box):
+        raise ValueError(f"actions: the action space is {space}, expected a Box")
+    check_values("actions", actions, space)
+    check_bounds("actions", actions, space)
+
+
 def check_values(name: str, array: Source, space: spaces.Space[Any]) -> None:
     """
     Check shape and finiteness against a space, and that discrete values lie in it.
