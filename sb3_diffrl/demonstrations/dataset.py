@@ -305,6 +305,13 @@ class Demonstrations(Readers):
         """
         return dataclasses.replace(self, weights=weights)  # type: ignore[arg-type]  # made an array
 
+    def with_observations(self, observations: Observations) -> Demonstrations:
+        """
+        :param observations: as many as there were
+        :return: the same episodes with these observations
+        """
+        return dataclasses.replace(self, observations=observations)
+
     def in_memory(self) -> Demonstrations:
         """
         :return: the same with all arrays read into memory
