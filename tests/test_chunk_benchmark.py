@@ -26,7 +26,7 @@ sb3_diffrl/Avoiding-v0:
 
 
 def test_all_methods_see_as_many_environment_steps_and_discount_them_alike() -> None:
-    base = load_hyperparams(chunks.HYPERPARAMS, TASK)
+    base = load_hyperparams(avoiding.HYPERPARAMS, TASK)
     for _, chunk in chunks.METHODS.values():
         hyperparams = chunks.hyperparams_for(base, chunk)
         n = 1 if chunk is None else chunk["n_executed"]

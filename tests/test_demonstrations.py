@@ -201,10 +201,10 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 def test_objects_are_neither_saved_nor_loaded(tmp_path: Path) -> None:
     d = vector()
     with pytest.raises(ValueError, match="actions: dtype object"):
-        replaced(d, actions=d.actions.astype(object)).save(tmp_path / "a")
+        replaced(d, actions=np.asarray(d.actions).astype(object)).save(tmp_path / "a")
     np.savez(
         tmp_path / "b.npz",
-        observations=d.actions.astype(object),
+        observations=np.asarray(d.actions).astype(object),
         actions=d.actions,
         episode_ends=d.episode_ends,
     )

@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("buffers",),
     ("losses",),
     ("policies",),
+    ("batches",),
     ("pretraining",),
     ("imitation",),
     ("diffusion_ppo",),

@@ -18,9 +18,8 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_diffrl import Demonstrations, DiffusionActorCriticPolicy, DiffusionPPO, pretrain
+from sb3_diffrl.batches import as_tensors, check_demonstrations
 from sb3_diffrl.pretraining import (
-    as_tensors,
-    check_demonstrations,
     update_average,
     warmup_cosine,
 )
