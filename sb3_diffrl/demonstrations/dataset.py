@@ -332,10 +332,16 @@ class Demonstrations(Readers):
         :return: by name of the field: ``"actions"``, ``"rewards"``, ``"observations"`` or
             ``"observations['key']"``
         """
+        return {name: Statistics.of(array) for name, array in self.arrays().items()}
+
+    def arrays(self) -> dict[str, Source]:
+        """
+        :return: what is there for each decision, by name of the field, as in :meth:`statistics`
+        """
         arrays = dict(fields(self.observations)) | {"actions": self.actions}
         if self.rewards is not None:
             arrays["rewards"] = self.rewards
-        return {name: Statistics.of(array) for name, array in arrays.items()}
+        return arrays
 
     def split(self, fraction: float, seed: int = 0) -> tuple[Demonstrations, Demonstrations]:
         """
@@ -414,10 +420,8 @@ class Demonstrations(Readers):
 
     def check_finite(self) -> None:
         """Raise a ``ValueError`` that names field and index of a missing or infinite value."""
-        for name, array in (*fields(self.observations), ("actions", self.actions)):
+        for name, array in self.arrays().items():
             check_finite(name, array)
-        if self.rewards is not None:
-            check_finite("rewards", self.rewards)
 
     @staticmethod
     def concatenate(parts: Sequence[Demonstrations]) -> Demonstrations:

@@ -28,9 +28,9 @@ class Readers:
         :return: the demonstrations
         :raises ValueError: where the file is truncated, lacks an array or holds pickles
         """
-        from sb3_diffrl.demonstrations import files
+        from sb3_diffrl.demonstrations.files import read_npz
 
-        return files.read_npz(path)
+        return read_npz(path)
 
     @classmethod
     def from_demos(cls, path: Path) -> Demonstrations:
@@ -41,9 +41,9 @@ class Readers:
         :return: the demonstrations
         :raises ValueError: where a file is missing, truncated or not as the metadata say
         """
-        from sb3_diffrl.demonstrations import files
+        from sb3_diffrl.demonstrations.files import read_demos
 
-        return files.read_demos(path)
+        return read_demos(path)
 
     @classmethod
     def from_minari(
@@ -60,9 +60,9 @@ class Readers:
         :return: its episodes
         :raises ValueError: naming file, key and episode of what is wrong
         """
-        from sb3_diffrl.demonstrations import minari
+        from sb3_diffrl.demonstrations.minari import read
 
-        return minari.read(source, download)
+        return read(source, download)
 
     @classmethod
     def from_d4rl(cls, source: Path | Mapping[str, Any]) -> Demonstrations:
@@ -76,9 +76,9 @@ class Readers:
         :return: its episodes, lazily from HDF5
         :raises ValueError: naming file, key and index of what is wrong
         """
-        from sb3_diffrl.demonstrations import d4rl
+        from sb3_diffrl.demonstrations.d4rl import read
 
-        return d4rl.read(source)
+        return read(source)
 
     @classmethod
     def from_rollouts(
@@ -106,6 +106,6 @@ class Readers:
         :return: the episodes with rewards, and successes where ``info["is_success"]`` is there at
             the end of each
         """
-        from sb3_diffrl.demonstrations import rollouts
+        from sb3_diffrl.demonstrations.rollouts import record
 
-        return rollouts.record(policy, env, n_episodes, deterministic, seed, progress_bar)
+        return record(policy, env, n_episodes, deterministic, seed, progress_bar)
