@@ -317,4 +317,6 @@ def test_dictionary_and_space_must_agree() -> None:
 def test_values_that_are_not_numbers_are_refused() -> None:
     d = vector()
     with pytest.raises(ValueError, match="actions: dtype <U32, expected real numbers"):
-        replaced(d, actions=np.asarray(d.actions).astype(str)).validate(OBSERVATION_SPACE, ACTION_SPACE)
+        replaced(d, actions=np.asarray(d.actions).astype(str)).validate(
+            OBSERVATION_SPACE, ACTION_SPACE
+        )
