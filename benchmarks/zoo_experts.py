@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from sb3_diffrl import Demonstrations
 from sb3_diffrl.experiments import write_text, zoo_hyperparams, zoo_load, zoo_train
 
 # Algorithm, environment steps, recorded episodes. They stop well before their best, which leaves

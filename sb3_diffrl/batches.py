@@ -43,6 +43,8 @@ class Batches(ABC):
         self.chunk = max(1, CHUNK_BYTES // max(1, row_bytes))
         self.cumulative: th.Tensor | None = None
         if weights is not None:
+            if not weights.any():
+                raise ValueError("weights: all are 0; give at least one episode a weight above 0")
             self.cumulative = th.as_tensor(np.cumsum(weights / weights.sum()), device=device)
 
     def __len__(self) -> int:

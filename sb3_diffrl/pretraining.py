@@ -112,6 +112,7 @@ def pretrain(
     train, validation = demonstrations, None
     if validation_fraction > 0 and len(demonstrations) > 1:
         train, validation = demonstrations.split(validation_fraction, seed=seed)
+        validation = validation.weighted(None)
     if fit_normalizer:
         policy.actor.normalizer.fit(train.observations, scale_floor, limit, normalization)
     train_data = batches(policy, train, memory_bytes)

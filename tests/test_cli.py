@@ -15,7 +15,10 @@ from sb3_diffrl.cli import main
 from sb3_diffrl.envs.avoiding import avoiding_demonstrations
 
 
-def test_inspect_shows_counts_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_shows_counts_and_draws(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     path = avoiding_demonstrations(6).save(tmp_path / "d.demos")
     assert main(["demos", "inspect", str(path), "--plot", str(tmp_path / "a.png")]) == 0
     shown = capsys.readouterr().out

@@ -51,8 +51,8 @@ def assert_same(one: Demonstrations, other: Demonstrations) -> None:
         found = other.arrays()[name]
         assert found.dtype == array.dtype
         np.testing.assert_array_equal(np.asarray(array), np.asarray(found))
-    np.testing.assert_array_equal(one.successes, other.successes)  # type: ignore[arg-type]
-    np.testing.assert_array_equal(one.weights, other.weights)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(one.successes, other.successes)
+    np.testing.assert_array_equal(one.weights, other.weights)
 
 
 @pytest.mark.parametrize("make", [vector, dictionary])
@@ -68,7 +68,8 @@ def test_a_folder_gives_back_every_field_without_reading(make: Any, tmp_path: Pa
     assert loaded.is_lazy and isinstance(loaded.actions, np.memmap)
     assert_same(loaded, made)
     assert_same(loaded.subset([2, 0]), made.subset([2, 0]))
-    assert_same(loaded.in_memory(), made) and not loaded.in_memory().is_lazy
+    assert_same(loaded.in_memory(), made)
+    assert not loaded.in_memory().is_lazy
     assert_same(Demonstrations.load(made.subset([1, 2]).save(path)), made.subset([1, 2]))
     assert list(tmp_path.iterdir()) == [path]
 
@@ -153,7 +154,7 @@ def test_minari_gives_back_what_was_written(
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     made = dictionary().weighted(None)
     images = spaces.Box(0, 255, (40, 40, 3), np.uint8)
-    written = {"state": SPACES[0], "image": images}
+    written: dict[str, spaces.Space[Any]] = {"state": SPACES[0], "image": images}
     assert isinstance(made.observations, dict)
     made = made.with_observations(
         {"state": made.observations["state"], "image": made.observations["a/b"]}
@@ -351,7 +352,10 @@ def test_statistics_in_chunks_are_those_of_the_whole(monkeypatch: pytest.MonkeyP
 
 def test_normalisations_map_their_bounds_to_one() -> None:
     data = np.random.default_rng(0).normal([3, 0, 7], [2, 5, 0], (500, 3)).astype(np.float32)
-    bounds = {"min_max": (data.min(0), data.max(0)), "quantile": np.quantile(data, [0.01, 0.99], 0)}
+    bounds: dict[str, Any] = {
+        "min_max": (data.min(0), data.max(0)),
+        "quantile": np.quantile(data, [0.01, 0.99], 0),
+    }
     for name, (low, high) in bounds.items():
         standardizer = Standardizer(spaces.Box(-np.inf, np.inf, (3,)))
         standardizer.fit(data, 0.02, 5.0, name)

@@ -1199,7 +1199,8 @@ def kept_successes(model: DiffusionPPO) -> np.ndarray:
     kept = model.imitation_buffer.batches("successes", model.policy)
     if kept is None:
         return np.zeros((0, 5))
-    observations, actions = kept
+    assert isinstance(kept, TensorBatches)
+    observations, actions = kept.observations, kept.actions
     assert isinstance(observations, th.Tensor)
     return sort_rows(np.hstack([observations.numpy(), actions.numpy()]))
 

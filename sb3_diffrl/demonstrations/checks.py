@@ -66,8 +66,6 @@ def check_weights(weights: NDArray[np.float64]) -> None:
     if wrong.any():
         bad = int(np.argmax(wrong))
         raise ValueError(f"weights[{bad}] = {weights[bad]}, expected a finite number, at least 0")
-    if not weights.any():
-        raise ValueError("weights: all are 0; give at least one episode a weight above 0")
 
 
 def check_observations(observations: Any, space: spaces.Space[Any]) -> None:
