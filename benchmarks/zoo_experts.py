@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from sb3_diffrl.experiments import record, write_text, zoo_hyperparams, zoo_load, zoo_train
+from sb3_diffrl import Demonstrations
+from sb3_diffrl.experiments import write_text, zoo_hyperparams, zoo_load, zoo_train
 
 # Algorithm, environment steps, recorded episodes. They stop well before their best, which leaves
 # something to gain.
@@ -51,7 +52,7 @@ def make(env_id: str, steps: int | None, episodes: int | None, output: Path, see
             kept.rename(Path(temporary, "old"))
         run.rename(kept)
     model, env = zoo_load(algo, env_id, kept, seed)
-    demonstrations = record(model, env, episodes or default_episodes)
+    demonstrations = Demonstrations.from_rollouts(model, env, episodes or default_episodes)
     path = demonstrations.save(output / f"{env_id}.npz")
     assert demonstrations.rewards is not None
     returns = np.add.reduceat(demonstrations.rewards, demonstrations.episode_starts)

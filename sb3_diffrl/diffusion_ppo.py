@@ -1,6 +1,5 @@
 """PPO through the denoising chain, regularised to a frozen diffusion prior."""
 
-import dataclasses
 import logging
 import math
 import pathlib
@@ -25,6 +24,7 @@ from stable_baselines3.common.utils import (
 )
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_diffrl.batches import check_demonstrations
 from sb3_diffrl.buffers import ChainBufferMixin, ChainSamples, chain_buffer_class
 from sb3_diffrl.demonstrations import Demonstrations
 from sb3_diffrl.imitation import Imitation, ImitationBuffer, ImitationSpec, imitation_losses
@@ -39,8 +39,8 @@ from sb3_diffrl.policies import (
 from sb3_diffrl.precision import check_precision, precision
 from sb3_diffrl.pretraining import (
     PretrainingResult,
-    check_demonstrations,
     hand_over_statistics,
+    normalized_by,
     pretrain,
 )
 from sb3_diffrl.random_state import get_random_state, preserved_random_state, set_random_state
@@ -311,8 +311,7 @@ class DiffusionPPO(PPO):
         env = self._vec_normalize_env
         if env is None or not env.norm_obs:
             return demonstrations
-        observations = env.normalize_obs(demonstrations.observations)
-        return dataclasses.replace(demonstrations, observations=observations)
+        return demonstrations.with_observations(normalized_by(env, demonstrations.observations))
 
     def pretrain(self, demonstrations: Demonstrations, **kwargs: Any) -> PretrainingResult:
         """
@@ -332,8 +331,10 @@ class DiffusionPPO(PPO):
         env = self._vec_normalize_env
         if env is not None and env.norm_obs and kwargs.get("fit_normalizer", True):
             checked = check_demonstrations(demonstrations, self.policy)
-            floors = {k: kwargs[k] for k in ("scale_floor", "limit") if k in kwargs}
-            self.policy.actor.normalizer.fit(checked.observations, **floors)
+            options = {
+                k: kwargs[k] for k in ("scale_floor", "limit", "normalization") if k in kwargs
+            }
+            self.policy.actor.normalizer.fit(checked.observations, **options)
             hand_over_statistics(self.policy.actor.normalizer, env)
             kwargs["fit_normalizer"] = False
         if not self._custom_logger:

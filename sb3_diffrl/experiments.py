@@ -5,7 +5,6 @@ A :class:`Run` says what is trained on what; :func:`execute` trains and measures
 of a results file. A run can be sent to a process of its own by :func:`in_process`.
 """
 
-import copy
 import csv
 import dataclasses
 import hashlib
@@ -26,7 +25,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import gymnasium as gym
-import numpy as np
 import rich.box
 import torch as th
 from rich.table import Table
@@ -34,12 +32,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import (
-    DummyVecEnv,
-    VecEnv,
-    VecMonitor,
-    unwrap_vec_normalize,
-)
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 
 import sb3_diffrl_zoo_hook as zoo_hook
 from sb3_diffrl.callbacks import SuccessCallback
@@ -579,36 +572,6 @@ def zoo_load(algo: str, env_id: str, run: Path, seed: int) -> tuple[BaseAlgorith
         env_kwargs=hyperparams.get("env_kwargs"),
     )
     return ALGOS[algo].load(pathlib.Path(run, f"{name}.zip"), device="cpu"), env
-
-
-def record(
-    model: BaseAlgorithm, env: VecEnv, n_episodes: int, deterministic: bool = True
-) -> Demonstrations:
-    """
-    :param model: what acts
-    :param env: one environment; observations are recorded as they are before normalisation
-    :param n_episodes: number of episodes
-    :param deterministic: how the model predicts
-    :return: the episodes, with rewards
-    """
-    unnormalised = unwrap_vec_normalize(env)
-    observations: list[Any] = []
-    actions, rewards, ends = [], [], list[int]()
-    obs = env.reset()
-    while len(ends) < n_episodes:
-        raw: Any = obs if unnormalised is None else unnormalised.get_original_obs()
-        action, _ = model.predict(obs, deterministic=deterministic)  # type: ignore[arg-type]
-        obs, reward, done, _ = env.step(action)
-        observations.append(copy.deepcopy(raw))
-        actions.append(action[0])
-        rewards.append(float(reward[0]))
-        if done[0]:
-            ends.append(len(actions))
-    if isinstance(observations[0], dict):
-        stacked: Any = {key: np.stack([o[key][0] for o in observations]) for key in observations[0]}
-    else:
-        stacked = np.stack([o[0] for o in observations])
-    return Demonstrations.from_arrays(stacked, np.stack(actions), ends, rewards)
 
 
 # -- tables ------------------------------------------------------------------------------------

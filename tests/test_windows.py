@@ -1,12 +1,14 @@
 """Step-wise demonstrations as decisions of chunks and histories."""
 
+import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from sb3_diffrl import Demonstrations
-from sb3_diffrl.demonstrations.windows import lay_out_history, window_indices
+from sb3_diffrl.demonstrations.windows import WindowedArray, lay_out_history, window_indices
 
 LENGTHS = (5, 1, 3)
 ENDS = np.cumsum(LENGTHS)
@@ -88,3 +90,23 @@ def test_histories_of_images_lie_side_by_side(batch: tuple[int, ...], channels_f
     np.testing.assert_array_equal(lay_out_history(images, axis=len(batch)), expected)
     floats = images.astype(np.float32)
     assert lay_out_history(floats, axis=len(batch)) is floats
+
+
+def test_windows_of_what_lies_on_disk_are_read_when_asked_for(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (9, 8, 6, 3), np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    actions = rng.normal(size=(9, 2))
+    on_disk = Demonstrations.from_arrays(mapped, actions, ENDS).windows(2, n_observations=3)
+    in_memory = Demonstrations.from_arrays(images, actions, ENDS).windows(2, n_observations=3)
+    lazy: Any = on_disk.observations
+    expected = np.asarray(in_memory.observations)
+    assert isinstance(lazy, WindowedArray) and lazy.shape == (9, 8, 6, 9)
+    np.testing.assert_array_equal(lazy[:], expected)
+    np.testing.assert_array_equal(lazy[[7, 0, 0, 5]], expected[[7, 0, 0, 5]])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(lazy))[2], expected[2])
+    np.testing.assert_array_equal(
+        np.asarray(on_disk.subset([2, 0]).observations),
+        np.asarray(in_memory.subset([2, 0]).observations),
+    )

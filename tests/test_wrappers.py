@@ -381,5 +381,5 @@ def test_histories_alone_are_cut_too() -> None:
         model.set_demonstrations(demonstrations)
         imitated = model.imitation_buffer.demonstrations
         assert imitated is not None and imitated.actions.shape == (8, 2)
-        assert isinstance(imitated.observations, np.ndarray)
-        assert imitated.observations[:, :, 0].tolist()[4:7] == [[3, 4], [5, 5], [5, 6]]
+        seen = np.asarray(imitated.observations)
+        assert seen[:, :, 0].tolist()[4:7] == [[3, 4], [5, 5], [5, 6]]

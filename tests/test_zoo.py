@@ -28,7 +28,7 @@ import sb3_diffrl
 import sb3_diffrl_zoo_hook as zoo_hook
 from sb3_diffrl import Demonstrations, zoo
 from sb3_diffrl.envs.avoiding import avoiding_demonstrations
-from sb3_diffrl.experiments import record, wrapping, zoo_hyperparams, zoo_load
+from sb3_diffrl.experiments import wrapping, zoo_hyperparams, zoo_load
 from tests.hub_server import HubServer
 
 ROOT = Path(__file__).parent.parent
@@ -534,7 +534,7 @@ def test_demonstrations_from_minari(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     [
         ("nowhere.npz", r"nowhere\.npz: there is no such file.*zoo_experts"),
         (7, r"demonstrations: 7: expected the path"),
-        ("what?", r"expected the path of an \.npz file, a Minari id"),
+        ("what?", r"expected the path of an \.npz file or"),
         ("math.nan", r"not callable|returned"),
         ("os.getpid", r"os\.getpid returned a int, expected Demonstrations"),
     ],
@@ -546,7 +546,7 @@ def test_other_demonstrations_are_refused(source: Any, message: str) -> None:
 
 def test_recorded_episodes(trained: Path) -> None:
     model, env = zoo_load("diffppo", TASK, trained / f"logs/diffppo/{NAME}_1", seed=0)
-    episodes = record(model, env, 2)
+    episodes = Demonstrations.from_rollouts(model, env, 2)
     assert len(episodes) == 2 and episodes.rewards is not None
     episodes.validate(model.observation_space, model.action_space)
 
