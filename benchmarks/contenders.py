@@ -406,7 +406,7 @@ class Naive:
         """Array rows to tensors at every step, AdamW and the average parameter by parameter."""
         demonstrations = make_demonstrations(self.size)
         observations = np.asarray(demonstrations.observations)
-        actions = demonstrations.actions.reshape(len(observations), -1)
+        actions = np.asarray(demonstrations.actions).reshape(len(observations), -1)
         actor, process = self.policy.actor, self.policy.process
         average = copy.deepcopy(actor)
         optimizer = th.optim.AdamW(actor.parameters(), 1e-3, weight_decay=1e-6)

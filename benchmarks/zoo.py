@@ -25,7 +25,7 @@ import numpy as np
 import yaml
 
 from sb3_diffrl.demonstrations import Demonstrations
-from sb3_diffrl.experiments import Curve, record, write_text, zoo_hyperparams, zoo_load, zoo_train
+from sb3_diffrl.experiments import Curve, write_text, zoo_hyperparams, zoo_load, zoo_train
 from sb3_diffrl.plots import benchmark_figure
 from sb3_diffrl.zoo import load_hyperparams, shipped
 
@@ -107,7 +107,9 @@ def execute(run: Run, args: argparse.Namespace) -> dict[str, Any]:
                 for step, returns in zip(file["timesteps"], file["results"], strict=True)
             ]
     model, env = zoo_load(algo, run.env_id, path, seed=1000 + run.seed)
-    returns = episode_returns(record(model, env, args.episodes, deterministic=algo == "ppo"))
+    returns = episode_returns(
+        Demonstrations.from_rollouts(model, env, args.episodes, algo == "ppo")
+    )
     env.close()
     return {
         **run._asdict(),

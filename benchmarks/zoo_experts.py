@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from sb3_diffrl.experiments import record, write_text, zoo_hyperparams, zoo_load, zoo_train
+from sb3_diffrl import Demonstrations
+from sb3_diffrl.experiments import write_text, zoo_hyperparams, zoo_load, zoo_train
 
 # SB3's own PPO in many environments with large minibatches, which takes a tenth of the time of the
 # Zoo's entries on one core.
@@ -63,7 +64,9 @@ def make(env_id: str, steps: int | None, episodes: int | None, output: Path, see
         run.rename(kept)
     model, env = zoo_load("ppo", env_id, kept, seed)
     # Sampled, as it was trained: the mean action alone may stand still where the noise is needed.
-    demonstrations = record(model, env, episodes or default_episodes, deterministic=False)
+    demonstrations = Demonstrations.from_rollouts(
+        model, env, episodes or default_episodes, deterministic=False
+    )
     path = demonstrations.save(output / f"{env_id}.npz")
     assert demonstrations.rewards is not None
     returns = np.add.reduceat(demonstrations.rewards, demonstrations.episode_starts)

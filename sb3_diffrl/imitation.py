@@ -25,9 +25,9 @@ import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 
+from sb3_diffrl.batches import Batches, TensorBatches, batches, check_demonstrations, index
 from sb3_diffrl.demonstrations import Demonstrations
 from sb3_diffrl.policies import DiffusionActorCriticPolicy
-from sb3_diffrl.pretraining import as_tensors, check_demonstrations, index
 from sb3_diffrl.schedules import IMITATION, Constant, Schedule, ScheduleSpec, Signals
 
 ImitationSpec = ScheduleSpec | Mapping[str, Any]
@@ -116,7 +116,7 @@ class ImitationBuffer:
         self._episodes: deque[tuple[Any, np.ndarray]] = deque()
         # Per env the parts of the episode under way; None where its start was not seen.
         self._pending: list[list[tuple[Any, np.ndarray]] | None] = []
-        self._tensors: dict[str, tuple[PyTorchObs, th.Tensor]] = {}
+        self._batches: dict[str, Batches] = {}
 
     @property
     def n_successes(self) -> int:
@@ -131,7 +131,7 @@ class ImitationBuffer:
         :param policy: the policy that imitates them
         """
         self.demonstrations = check_demonstrations(demonstrations, policy)
-        self._tensors.pop("demonstrations", None)
+        self._batches.pop("demonstrations", None)
 
     def forget_pending(self, n_envs: int) -> None:
         """
@@ -179,27 +179,27 @@ class ImitationBuffer:
                     self._pending[env] = None
         while self._episodes and self.n_successes > capacity:
             self._episodes.popleft()
-        self._tensors.pop("successes", None)
+        self._batches.pop("successes", None)
 
-    def tensors(
-        self, term: str, policy: DiffusionActorCriticPolicy
-    ) -> tuple[PyTorchObs, th.Tensor] | None:
+    def batches(self, term: str, policy: DiffusionActorCriticPolicy) -> Batches | None:
         """
         :param term: ``"demonstrations"`` or ``"successes"``
         :param policy: gives device and action scale
-        :return: observations ``(M, ...)`` and scaled actions ``(M, D)``; None where there are none
+        :return: what to draw from; None where there is none
         """
-        if term not in self._tensors:
+        if term not in self._batches:
             if term == "demonstrations" and self.demonstrations is not None:
-                self._tensors[term] = as_tensors(policy, self.demonstrations)
+                self._batches[term] = batches(policy, self.demonstrations)
             elif term == "successes" and self._episodes:
                 observations, actions = _concatenate(list(self._episodes))
                 scaled = th.as_tensor(actions.clip(-1, 1), device=policy.device)
-                self._tensors[term] = obs_as_tensor(observations, policy.device), scaled
-        return self._tensors.get(term)
+                self._batches[term] = TensorBatches(
+                    obs_as_tensor(observations, policy.device), scaled
+                )
+        return self._batches.get(term)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_tensors": {}}
+        return {**self.__dict__, "_batches": {}}
 
 
 def imitation_losses(
@@ -223,9 +223,9 @@ def imitation_losses(
     :return: scalar losses by name of the term
     """
     losses = {}
-    demonstrations = buffer.tensors("demonstrations", policy)
+    demonstrations = buffer.batches("demonstrations", policy)
     if demonstrations is not None and (weights["demonstrations"] or weights["context"]):
-        obs, actions = _sample(demonstrations, batch_size)
+        obs, actions = demonstrations.draw(batch_size)
         obs = policy.preprocess(obs)
         levels, noise, noisy = _diffuse(policy, actions)
         target = noise
@@ -239,18 +239,12 @@ def imitation_losses(
             context = policy.preprocess(index(visited, met))
             obs = policy.actor.normalizer.replace_context(obs, context)
             losses["context"] = _error(policy, obs, noisy, levels, target)
-    successes = buffer.tensors("successes", policy)
+    successes = buffer.batches("successes", policy)
     if successes is not None and weights["successes"]:
-        obs, actions = _sample(successes, batch_size)
+        obs, actions = successes.draw(batch_size)
         levels, noise, noisy = _diffuse(policy, actions)
         losses["successes"] = _error(policy, policy.preprocess(obs), noisy, levels, noise)
     return losses
-
-
-def _sample(data: tuple[PyTorchObs, th.Tensor], batch_size: int) -> tuple[PyTorchObs, th.Tensor]:
-    observations, actions = data
-    batch = th.randint(len(actions), (batch_size,), device=actions.device)
-    return index(observations, batch), actions[batch]
 
 
 def _diffuse(

@@ -2,7 +2,7 @@
 Normalisation of observations, kept in the policy's state dict so that a saved policy is complete.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch as th
@@ -11,10 +11,38 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
+from sb3_diffrl.demonstrations.arrays import Source
+from sb3_diffrl.demonstrations.statistics import extremes, moments, quantiles
+
+
+def _midpoint(bounds: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    low, high = bounds
+    return (low + high) / 2, (high - low) / 2
+
+
+# What is subtracted, and what is divided by where it is not near 0.
+_CENTER_AND_SPREAD: dict[str, Callable[[Source], tuple[np.ndarray, np.ndarray]]] = {
+    "standard": moments,
+    "min_max": lambda observations: _midpoint(extremes(observations)),
+    "quantile": lambda observations: _midpoint(quantiles(observations)),
+}
+
+
+def check_normalization(normalization: str) -> None:
+    """
+    :param normalization: name of a normalisation
+    :raises ValueError: where there is none of that name
+    """
+    if normalization not in _CENTER_AND_SPREAD:
+        raise ValueError(
+            f"normalization={normalization!r}: expected one of {sorted(_CENTER_AND_SPREAD)}"
+        )
+
 
 class Standardizer(nn.Module):
     """
-    ``clamp((x - mean) / scale, -limit, limit)``; the identity until fitted.
+    ``clamp((x - mean) / scale, -limit, limit)``; the identity until fitted. ``mean`` is the centre
+    that the fit has chosen.
 
     :param space: the space of the observations, whose finite bounds give a near-constant entry its
         scale
@@ -33,28 +61,37 @@ class Standardizer(nn.Module):
         self.register_buffer("limit", th.tensor(th.inf))
         self.register_buffer("near_constant", th.zeros(space.shape))
 
-    def fit(self, observations: np.ndarray, scale_floor: float, limit: float) -> None:
+    def fit(
+        self,
+        observations: Source,
+        scale_floor: float,
+        limit: float,
+        normalization: str = "standard",
+    ) -> None:
         """
-        Take mean and standard deviation from data.
+        Take the statistics from data, which are read in chunks.
 
         :param observations: ``(M, *shape)``
         :param scale_floor: smallest scale of an entry, as a fraction of half its range in the
-            space, or where it is unbounded of the largest standard deviation of all entries; so
-            near-constant entries do not explode
+            space, or where it is unbounded of the largest spread of all entries; so near-constant
+            entries do not explode
         :param limit: bound of the normalised values
+        :param normalization: ``"standard"`` subtracts the mean and divides by the standard
+            deviation; ``"min_max"`` maps the smallest and largest value to -1 and 1,
+            ``"quantile"`` the 1 and 99 % quantiles
         """
-        mean = observations.mean(axis=0, dtype=np.float64)
-        std = observations.std(axis=0, dtype=np.float64)
+        check_normalization(normalization)
+        center, spread = _CENTER_AND_SPREAD[normalization](observations)
         with np.errstate(over="ignore"):
             half_range = (self.space.high.astype(np.float64) - self.space.low) / 2
-        typical = std.max() if std.size and std.max() > 0 else 1.0
+        typical = spread.max() if spread.size and spread.max() > 0 else 1.0
         # A bound such as float32's largest number is none.
         floor = scale_floor * np.where(half_range < 1e6, half_range, typical)
-        scale = np.maximum(std, floor)
-        self.mean.copy_(th.as_tensor(mean))
+        scale = np.maximum(spread, floor)
+        self.mean.copy_(th.as_tensor(center))
         self.scale.copy_(th.as_tensor(np.where(scale > 0, scale, 1.0)))
         self.limit.fill_(limit)
-        self.near_constant.copy_(th.as_tensor(std <= floor))
+        self.near_constant.copy_(th.as_tensor(spread <= floor))
 
     def hand_over(self) -> tuple[np.ndarray, np.ndarray]:
         """
@@ -96,9 +133,10 @@ class ObservationNormalizer(nn.Module):
 
     def fit(
         self,
-        observations: np.ndarray | Mapping[str, np.ndarray],
+        observations: Source | Mapping[str, Source],
         scale_floor: float = 0.02,
         limit: float = 5.0,
+        normalization: str = "standard",
     ) -> None:
         """
         Take the statistics from data; parameters as in :meth:`Standardizer.fit`.
@@ -106,11 +144,13 @@ class ObservationNormalizer(nn.Module):
         :param observations: ``(M, *shape)``, or a mapping of such arrays
         :param scale_floor: smallest scale
         :param limit: bound of the normalised values
+        :param normalization: which statistics
         """
+        check_normalization(normalization)
         parts = observations if isinstance(observations, Mapping) else {"": observations}
         for key, part in parts.items():
             if f"obs_{key}" in self.standardizers:
-                self.standardizer(key).fit(part, scale_floor, limit)
+                self.standardizer(key).fit(part, scale_floor, limit, normalization)
 
     def forward(self, observations: PyTorchObs) -> PyTorchObs:
         """

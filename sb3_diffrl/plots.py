@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from sb3_diffrl.demonstrations import Demonstrations
+from sb3_diffrl.demonstrations.arrays import chunks
+from sb3_diffrl.demonstrations.statistics import Statistics
 from sb3_diffrl.envs.avoiding import AvoidingVectorEnv
 from sb3_diffrl.envs.avoiding_world import FINISH_Y, HIGH, LOW, N_WAYS, RADIUS, START_X
 from sb3_diffrl.evaluation import wilson_interval
@@ -227,6 +230,30 @@ def learning_curve_figure(path: str | pathlib.Path, curve: Curve, n_episodes: in
     else:
         draw_curve(ax, curve, n_episodes, "DiffRL")
         _finish_curves(ax)
+    save_figure(figure, path)
+
+
+def action_figure(path: str | pathlib.Path, demonstrations: Demonstrations) -> None:
+    """
+    Histograms of the actions, one for each of their entries.
+
+    :param path: of the picture
+    :param demonstrations: whose actions are read in chunks
+    """
+    found = Statistics.of(demonstrations.actions)
+    low, high = found.minimum.reshape(-1), found.maximum.reshape(-1)
+    edges = [np.linspace(a, b if b > a else a + 1, 51) for a, b in zip(low, high, strict=True)]
+    counts = np.zeros((len(edges), 50))
+    for _, chunk in chunks(demonstrations.actions):
+        for i, column in enumerate(chunk.reshape(len(chunk), -1).T):
+            counts[i] += np.histogram(column, edges[i])[0]
+    columns = min(len(edges), 4)
+    rows = -(-len(edges) // columns)
+    figure = _figure(2.6 * columns, 2.0 * rows)
+    for i, (bins, count) in enumerate(zip(edges, counts, strict=True)):
+        ax = figure.add_subplot(rows, columns, i + 1)
+        ax.stairs(count / count.sum(), bins, fill=True)
+        ax.set_title(f"action {i}", fontsize="small")
     save_figure(figure, path)
 
 

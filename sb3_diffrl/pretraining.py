@@ -3,20 +3,21 @@
 import copy
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecNormalize
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
+from sb3_diffrl.batches import MEMORY_BYTES, Batches, batches, check_demonstrations
 from sb3_diffrl.demonstrations import Demonstrations
+from sb3_diffrl.demonstrations.arrays import ConvertedArray, Source, is_lazy
 from sb3_diffrl.normalization import ObservationNormalizer, Standardizer
 from sb3_diffrl.policies import DiffusionActor, DiffusionActorCriticPolicy
 from sb3_diffrl.precision import check_precision
@@ -56,12 +57,14 @@ def pretrain(
     validation_interval: int = 500,
     patience: int | None = 10,
     fit_normalizer: bool = True,
+    normalization: str = "standard",
     scale_floor: float = 0.02,
     limit: float = 5.0,
     seed: int = 0,
     logger: Logger | None = None,
     progress_bar: bool = False,
     precision: str = "float32",
+    memory_bytes: int = MEMORY_BYTES,
 ) -> PretrainingResult:
     """
     Train the actor by ``E||eps - eps_theta(a_t, t, s)||^2``, then freeze it as the prior.
@@ -83,12 +86,16 @@ def pretrain(
     :param patience: stop after so many validations without a new best; None trains to the end
     :param fit_normalizer: whether to take the observation statistics from the demonstrations; False
         keeps those that the policy has
+    :param normalization: ``"standard"``, ``"min_max"`` or ``"quantile"``, see
+        :meth:`~sb3_diffrl.normalization.Standardizer.fit`
     :param scale_floor: see :meth:`~sb3_diffrl.normalization.Standardizer.fit`
     :param limit: bound of normalised observations
     :param seed: of the validation split
     :param logger: records ``pretrain/…`` if given
     :param progress_bar: whether to show one
     :param precision: of matrix products, see :class:`~sb3_diffrl.diffusion_ppo.DiffusionPPO`
+    :param memory_bytes: lazy demonstrations up to this size are read into memory once; larger ones
+        are read for each minibatch
     :return: losses and steps taken
     :raises ValueError: for demonstrations that do not fit the policy's spaces, naming field, index
         and expectation
@@ -105,10 +112,11 @@ def pretrain(
     train, validation = demonstrations, None
     if validation_fraction > 0 and len(demonstrations) > 1:
         train, validation = demonstrations.split(validation_fraction, seed=seed)
+        validation = validation.weighted(None)
     if fit_normalizer:
-        policy.actor.normalizer.fit(train.observations, scale_floor, limit)
-    train_obs, train_actions = as_tensors(policy, train)
-    validation_data = None if validation is None else as_tensors(policy, validation)
+        policy.actor.normalizer.fit(train.observations, scale_floor, limit, normalization)
+    train_data = batches(policy, train, memory_bytes)
+    validation_data = None if validation is None else batches(policy, validation, memory_bytes)
 
     optimizer = th.optim.AdamW(
         policy.actor.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
@@ -122,10 +130,10 @@ def pretrain(
     step = 0
     policy.set_training_mode(True)
     for step in tqdm(range(1, gradient_steps + 1), "pre-training", disable=not progress_bar):
-        batch = th.randint(len(train_actions), (batch_size,), device=policy.device)
+        observations, actions = train_data.draw(batch_size)
         optimizer.zero_grad(set_to_none=True)
         with matmul_precision(precision, policy.device):
-            loss = policy.denoising_loss(index(train_obs, batch), train_actions[batch]).mean()
+            loss = policy.denoising_loss(observations, actions).mean()
             loss.backward()
         optimizer.step()
         scheduler.step()
@@ -136,7 +144,7 @@ def pretrain(
             train_loss = float(th.stack(losses).mean())
             losses.clear()
             if validation_data is not None:
-                validation_loss = _validate(policy, average, *validation_data)
+                validation_loss = _validate(policy, average, validation_data)
                 if validation_loss < best_loss:
                     best_state = copy.deepcopy(average.state_dict())
                     best_loss, best_step = validation_loss, step
@@ -179,6 +187,36 @@ def hand_over_statistics(normalizer: ObservationNormalizer, env: VecNormalize) -
         env.obs_rms = frozen(normalizer.standardizer())  # type: ignore[assignment]  # Dict alone
 
 
+def normalized_by(env: VecNormalize, observations: Any) -> Any:
+    """
+    Normalise as an env does at present; lazy arrays when they are read.
+
+    :param env: wrapper with ``norm_obs``
+    :param observations: ``(M, ...)``, or a dictionary of such arrays
+    :return: the same, normalised
+    """
+    if isinstance(observations, dict):
+        normalized = set(env.norm_obs_keys or ())
+        assert isinstance(env.obs_rms, dict)
+        return {
+            key: _normalized(env, env.obs_rms[key], part) if key in normalized else part
+            for key, part in observations.items()
+        }
+    return _normalized(env, env.obs_rms, observations)
+
+
+def _normalized(env: VecNormalize, statistics: Any, observations: Source) -> Source:
+    std = np.sqrt(statistics.var + env.epsilon)
+    function = partial(_standardized, mean=statistics.mean.copy(), std=std, limit=env.clip_obs)
+    return (
+        ConvertedArray(observations, function) if is_lazy(observations) else function(observations)
+    )
+
+
+def _standardized(rows: Any, mean: np.ndarray, std: np.ndarray, limit: float) -> np.ndarray:
+    return np.clip((rows - mean) / std, -limit, limit).astype(np.float32)
+
+
 class FrozenMeanStd(RunningMeanStd):
     """Statistics of observations that no longer move."""
 
@@ -213,86 +251,20 @@ def update_average(average: th.nn.Module, module: th.nn.Module, decay: float) ->
         kept.copy_(new)
 
 
-def check_demonstrations(
-    demonstrations: Demonstrations, policy: DiffusionActorCriticPolicy
-) -> Demonstrations:
-    """
-    Check against the policy's spaces; images are brought to SB3's channel-first order.
-
-    :param demonstrations: what the user brought
-    :param policy: the policy that is to imitate them
-    :return: the demonstrations in the policy's layout
-    :raises ValueError: naming field, first bad index and expected shape
-    """
-    if not isinstance(demonstrations, Demonstrations):
-        raise ValueError(
-            f"demonstrations: expected sb3_diffrl.Demonstrations, got {type(demonstrations)}. "
-            "Build them by Demonstrations.from_arrays(observations, actions, episode_ends)."
-        )
-    space = policy.observation_space
-    observations: Any = demonstrations.observations
-    if isinstance(observations, dict) and isinstance(space, spaces.Dict):
-        observations = {
-            key: _channels_first(part, space.spaces.get(key)) for key, part in observations.items()
-        }
-    elif not isinstance(observations, dict):
-        observations = _channels_first(observations, space)
-    checked = Demonstrations(
-        observations,
-        demonstrations.actions,
-        demonstrations.episode_ends,
-        demonstrations.rewards,
-        demonstrations.successes,
-    )
-    assert isinstance(policy.action_space, spaces.Box)
-    checked.validate(space, policy.action_space)
-    return checked
-
-
-def as_tensors(
-    policy: DiffusionActorCriticPolicy, demonstrations: Demonstrations
-) -> tuple[PyTorchObs, th.Tensor]:
-    """
-    :param policy: gives device and action scale
-    :param demonstrations: checked demonstrations, ``M`` decisions
-    :return: observations ``(M, ...)`` and scaled actions ``(M, D)``
-    """
-    observations, _ = policy.obs_to_tensor(demonstrations.observations)
-    scaled = policy.scale_action(demonstrations.actions)
-    actions = th.as_tensor(scaled, device=policy.device).flatten(1)
-    return observations, actions
-
-
-def index(observations: PyTorchObs, batch: th.Tensor) -> PyTorchObs:
-    """
-    :param observations: ``(M, ...)``, or a dict of such tensors
-    :param batch: ``(B,)`` indices
-    :return: ``(B, ...)``
-    """
-    if isinstance(observations, dict):
-        return {key: part[batch] for key, part in observations.items()}
-    return observations[batch]
-
-
-def _channels_first(images: np.ndarray, space: spaces.Space | None) -> np.ndarray:
-    if space is None or not is_image_space(space):
-        return images
-    last = (*space.shape[1:], space.shape[0]) if space.shape else ()
-    return np.moveaxis(images, -1, 1) if images.shape[1:] == last else images
-
-
 def _validate(
     policy: DiffusionActorCriticPolicy,
     average: DiffusionActor,
-    observations: PyTorchObs,
-    actions: th.Tensor,
+    data: Batches,
 ) -> float:
     """Epsilon loss of the averaged weights, on noise that is the same each time."""
     average.eval()
+    loss = 0.0
     with th.no_grad(), preserved_random_state(seed=0):
-        condition = average.condition(policy.preprocess(observations))
-        losses = [
-            policy.process.denoising_loss(average.denoiser, condition, actions).mean()
-            for _ in range(8)
-        ]
-    return float(th.stack(losses).mean())
+        for observations, actions in data.chunks():
+            condition = average.condition(policy.preprocess(observations))
+            losses = [
+                policy.process.denoising_loss(average.denoiser, condition, actions).mean()
+                for _ in range(8)
+            ]
+            loss += float(th.stack(losses).mean()) * (len(actions) / len(data))
+    return loss

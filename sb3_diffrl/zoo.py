@@ -137,9 +137,10 @@ def load_demonstrations(source: Any) -> Demonstrations:
     """
     What an entry's ``demonstrations:`` stands for.
 
-    :param source: path of an ``.npz`` file that :meth:`Demonstrations.save` wrote; a Minari id,
+    :param source: a path of any format that :meth:`Demonstrations.load` knows; a Minari id,
         ``mujoco/hopper/medium-v0``; a function by its dotted name, ``package.module.function``; or
-        a mapping of that name to the function's arguments
+        a mapping of a path, an id or that name to the arguments of the reader (``format`` among
+        them) or of the function
     :return: the demonstrations
     :raises ValueError: where it is none of these
     """
@@ -148,17 +149,17 @@ def load_demonstrations(source: Any) -> Demonstrations:
         ((source, arguments),) = source.items()
     if isinstance(source, str | pathlib.Path):
         text = str(source)
-        if text.endswith(".npz"):
-            if not pathlib.Path(text).is_file():
-                raise ValueError(
-                    f"demonstrations: {text}: there is no such file in {pathlib.Path.cwd()}. Make "
-                    "it there (`python benchmarks/zoo_experts.py --env <id>` makes those of the "
-                    "shipped hyperparameters), or name another: -params "
-                    "demonstrations:\"'mine.npz'\""
-                )
-            return Demonstrations.load(text)
+        if pathlib.Path(text).exists() or "format" in (arguments or {}):
+            return Demonstrations.load(text, **(arguments or {}))
+        if pathlib.Path(text).suffix in (".npz", ".demos", ".hdf5", ".h5"):
+            raise ValueError(
+                f"demonstrations: {text}: there is no such file in {pathlib.Path.cwd()}. Make "
+                "it there (`python benchmarks/zoo_experts.py --env <id>` makes those of the "
+                "shipped hyperparameters), or name another: -params "
+                "demonstrations:\"'mine.npz'\""
+            )
         if re.fullmatch(r"[\w/.-]+-v\d+", text):
-            return minari_demonstrations(text)
+            return Demonstrations.from_minari(text, **(arguments or {}))
         if re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", text):
             module, _, name = text.rpartition(".")
             made = getattr(importlib.import_module(module), name)(**(arguments or {}))
@@ -168,34 +169,9 @@ def load_demonstrations(source: Any) -> Demonstrations:
                 f"demonstrations: {text} returned a {type(made).__name__}, expected Demonstrations"
             )
     raise ValueError(
-        f"demonstrations: {source!r}: expected the path of an .npz file, a Minari id "
-        "(ends in -v0), a function (package.module.function), or one function with its arguments "
-        "({package.module.function: {n_episodes: 20}})"
-    )
-
-
-def minari_demonstrations(dataset_id: str) -> Demonstrations:
-    """
-    :param dataset_id: id of a Minari dataset, which is downloaded where it is missing
-    :return: its episodes
-    """
-    try:
-        minari = importlib.import_module("minari")
-    except ImportError as error:
-        raise ImportError(
-            f"demonstrations: {dataset_id} is a Minari id: pip install 'sb3-diffrl[minari]'"
-        ) from error
-    episodes = list(minari.load_dataset(dataset_id, download=True).iterate_episodes())
-
-    def without_last(observations: Any) -> Any:  # of the state after the last action
-        if isinstance(observations, dict):
-            return {key: without_last(value) for key, value in observations.items()}
-        return observations[:-1]
-
-    return Demonstrations.from_arrays(
-        [without_last(episode.observations) for episode in episodes],
-        [episode.actions for episode in episodes],
-        rewards=[episode.rewards for episode in episodes],
+        f"demonstrations: {source!r}: expected the path of an .npz file or of another format, a "
+        "Minari id (ends in -v0), a function (package.module.function), or one of them with "
+        "arguments ({package.module.function: {n_episodes: 20}}, {path: {format: d4rl}})"
     )
 
 
@@ -297,7 +273,8 @@ class DiffusionPPO(diffusion_ppo.DiffusionPPO):
             return
         policy = self.policy
         levels = [policy.diffusion_kwargs[name] for name in ("noise_schedule", "noise_levels")]
-        key = repr((self.demonstrations, self.pretrain_arguments, levels, policy.actor))
+        windows = (self.env_wrappers, policy.observation_space, policy.action_space)
+        key = repr((self.demonstrations, self.pretrain_arguments, levels, windows, policy.actor))
         with _PRIORS_LOCK:
             if key in _PRIORS:
                 policy.actor.load_state_dict(_PRIORS[key])

@@ -26,6 +26,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor, Ve
 from torch import nn
 
 from sb3_diffrl import Demonstrations, DiffusionPPO
+from sb3_diffrl.batches import TensorBatches
 from sb3_diffrl.callbacks import MixingCallback
 from sb3_diffrl.diffusion import MlpDenoiser
 from tests.envs import (
@@ -1195,10 +1196,11 @@ def sort_rows(rows: np.ndarray) -> np.ndarray:
 
 
 def kept_successes(model: DiffusionPPO) -> np.ndarray:
-    kept = model.imitation_buffer.tensors("successes", model.policy)
+    kept = model.imitation_buffer.batches("successes", model.policy)
     if kept is None:
         return np.zeros((0, 5))
-    observations, actions = kept
+    assert isinstance(kept, TensorBatches)
+    observations, actions = kept.observations, kept.actions
     assert isinstance(observations, th.Tensor)
     return sort_rows(np.hstack([observations.numpy(), actions.numpy()]))
 
@@ -1275,9 +1277,9 @@ def test_imitation_of_other_observations(kind: str) -> None:
     model.learn(64)
     for term in ("demonstrations", "context", "successes"):
         assert len(log[f"train/imitation_{term}"]) == 2
-    kept = model.imitation_buffer.tensors("successes", model.policy)
-    assert kept is not None and kept[1].shape == (64, 2)
-    assert float(kept[1].abs().max()) <= 1
+    kept = model.imitation_buffer.batches("successes", model.policy)
+    assert isinstance(kept, TensorBatches) and kept.actions.shape == (64, 2)
+    assert float(kept.actions.abs().max()) <= 1
 
 
 @pytest.mark.parametrize("imitation", [0.5, "linear_1", {"context": 0.1}])
@@ -1291,7 +1293,7 @@ def test_missing_demonstrations(imitation: Any) -> None:
 
 def test_demonstrations_that_do_not_fit() -> None:
     data = demonstrations()
-    wrong = Demonstrations(data.observations, data.actions * 3, data.episode_ends)
+    wrong = Demonstrations(data.observations, 3 * np.asarray(data.actions), data.episode_ends)
     model = make_model(imitation=0.5)
     with pytest.raises(ValueError, match=r"actions\[\d+, \d\].*expected within \[-1, 1\]"):
         model.set_demonstrations(wrong)

@@ -24,13 +24,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("buffers",),
     ("losses",),
     ("policies",),
+    ("batches",),
     ("pretraining",),
     ("imitation",),
     ("diffusion_ppo",),
+    ("chunked_policy",),
     ("evaluation",),
     ("callbacks",),
 )
-EDGES = {"cli", "experiments", "hub", "plots", "sharing", "zoo"}
+EDGES = {"__main__", "cli", "experiments", "hub", "plots", "sharing", "zoo"}
 # Methods that lead to an edge, imported when they are called.
 HOOKS = {"diffusion_ppo": {"hub"}}
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import site
 import socket
@@ -27,7 +28,7 @@ import sb3_diffrl
 import sb3_diffrl_zoo_hook as zoo_hook
 from sb3_diffrl import Demonstrations, zoo
 from sb3_diffrl.envs.avoiding import avoiding_demonstrations
-from sb3_diffrl.experiments import record, zoo_hyperparams, zoo_load
+from sb3_diffrl.experiments import wrapping, zoo_hyperparams, zoo_load
 from tests.hub_server import HubServer
 
 ROOT = Path(__file__).parent.parent
@@ -129,6 +130,42 @@ def test_training_continues_and_the_agent_is_enjoyed(trained: Path) -> None:
             before.policy.value_net.parameters(), after.policy.value_net.parameters(), strict=True
         )
     )
+
+
+def test_chunks_are_trained_continued_and_enjoyed(tmp_path: Path) -> None:
+    wrappers = (
+        "env_wrapper:[{'sb3_diffrl.wrappers.ObservationHistoryWrapper':{'n_observations':2}},"
+        "{'sb3_diffrl.wrappers.ActionChunkWrapper':{'horizon':6,'n_executed':4,'start':1}}]"
+    )
+    model = f"logs/diffppo/{NAME}_1/{NAME}.zip"
+    common = f"--algo diffppo --env {TASK}"
+    train = f"train {common} -conf chunks -n 128 --eval-freq 40 --eval-episodes 2 -params"
+    tiny = shlex.join(TINY)
+    text = run_all(
+        f"{train} {tiny}",
+        f'{train} {tiny} "{wrappers}" -f histories',
+        f"{train.replace('-params', f'-f more -i {model} -params')} {tiny}",
+        f"enjoy {common} -f logs -n 60 --no-render --stochastic",
+        f"enjoy {common} -f histories -n 60 --no-render --stochastic",
+        cwd=tmp_path,
+    )
+    assert text.count("Pre-training") == 2 and text.count("Mean episode length") == 2
+    trained = sb3_diffrl.DiffusionPPO.load(tmp_path / model)
+    assert trained.num_timesteps == 128 < trained.env_steps <= 4 * 128
+    assert trained.action_space.shape == (4, 2) and trained.gamma == 0.96
+    # The Zoo puts its Monitor inside: figures of episodes are those of the environment.
+    evaluations = np.load(tmp_path / f"logs/diffppo/{NAME}_1/evaluations.npz")
+    assert evaluations["ep_lengths"].max() > 30  # which is the time limit in decisions
+    (with_history,) = (tmp_path / "histories").rglob(f"{NAME}.zip")
+    loaded = sb3_diffrl.DiffusionPPO.load(with_history)
+    assert [each["name"] for each in loaded.env_wrappers] == [
+        "ObservationHistoryWrapper",
+        "ActionChunkWrapper",
+    ]
+    assert loaded.env_wrappers[1]["arguments"]["start"] == 1
+    assert loaded.observation_space.shape == (2, 14)
+    (continued,) = (tmp_path / "more").rglob(f"{NAME}.zip")
+    assert sb3_diffrl.DiffusionPPO.load(continued).env_wrappers == trained.env_wrappers
 
 
 def test_benchmark_and_videos(trained: Path) -> None:
@@ -466,14 +503,16 @@ ENTRIES = zoo.read_yaml(ROOT / "hyperparams/diffppo.yml")
 
 
 @pytest.mark.parametrize("env_id", ENTRIES)
-@pytest.mark.parametrize("experiment", ["diffrl", "paper", "from_scratch"])
+@pytest.mark.parametrize("experiment", ["diffrl", "paper", "from_scratch", "chunks"])
 def test_shipped_entries_build_a_model(env_id: str, experiment: str) -> None:
     try:
         env = gym.make("Pendulum-v1" if env_id == "default" else env_id)
     except gym.error.DependencyNotInstalled as error:
         pytest.skip(str(error))
     entry = zoo.load_hyperparams(ROOT / f"zoo_configs/{experiment}.yml", env_id)
-    of_the_zoo = ("n_envs", "n_timesteps", "normalize", "learning_rate")
+    wrap = wrapping(entry)
+    env = env if wrap is None else wrap(env)
+    of_the_zoo = ("n_envs", "n_timesteps", "normalize", "learning_rate", "env_wrapper")
     arguments = {name: value for name, value in entry.items() if name not in of_the_zoo}
     model = zoo.DiffusionPPO(env=env, **arguments)
     assert (model.demonstrations is None) == (
@@ -527,7 +566,7 @@ def test_demonstrations_from_minari(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     [
         ("nowhere.npz", r"nowhere\.npz: there is no such file.*zoo_experts"),
         (7, r"demonstrations: 7: expected the path"),
-        ("what?", r"expected the path of an \.npz file, a Minari id"),
+        ("what?", r"expected the path of an \.npz file or"),
         ("math.nan", r"not callable|returned"),
         ("os.getpid", r"os\.getpid returned a int, expected Demonstrations"),
     ],
@@ -539,7 +578,7 @@ def test_other_demonstrations_are_refused(source: Any, message: str) -> None:
 
 def test_recorded_episodes(trained: Path) -> None:
     model, env = zoo_load("diffppo", TASK, trained / f"logs/diffppo/{NAME}_1", seed=0)
-    episodes = record(model, env, 2)
+    episodes = Demonstrations.from_rollouts(model, env, 2)
     assert len(episodes) == 2 and episodes.rewards is not None
     episodes.validate(model.observation_space, model.action_space)
 

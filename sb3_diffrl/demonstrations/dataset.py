@@ -1,28 +1,55 @@
-"""The demonstrations that a policy imitates, as flat NumPy arrays with the ends of the episodes."""
+"""The demonstrations that a policy imitates, as flat arrays with the ends of the episodes."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
-Array: TypeAlias = NDArray[Any]
-Observations: TypeAlias = Array | dict[str, Array]
-
-_BOUND_TOLERANCE = 1e-6
-_DICT_PREFIX = "observations/"
+from sb3_diffrl.demonstrations import files, formats
+from sb3_diffrl.demonstrations.arrays import (
+    Source,
+    as_source,
+    choose_rows,
+    is_lazy,
+)
+from sb3_diffrl.demonstrations.checks import (
+    check_actions,
+    check_episode_ends,
+    check_finite,
+    check_length,
+    check_observations,
+    check_weights,
+)
+from sb3_diffrl.demonstrations.joining import (
+    Observations,
+    fields,
+    is_array,
+    join,
+    join_episodes,
+    map_observations,
+)
+from sb3_diffrl.demonstrations.readers import Readers
+from sb3_diffrl.demonstrations.statistics import Statistics
+from sb3_diffrl.demonstrations.windows import WindowedArray, lay_out_history
 
 
 @dataclass(frozen=True, eq=False)
-class Demonstrations:
+class Demonstrations(Readers):
     """
     Episodes laid end to end: ``M`` decisions in ``E`` episodes.
+
+    Arrays in memory are NumPy's. Memory maps, HDF5 datasets and the lazy arrays of
+    :mod:`sb3_diffrl.demonstrations.arrays` stay where they are and are read in pieces.
 
     :param observations: what was seen before each decision, ``(M, *obs_shape)``, or a dictionary of
         such arrays for a Dict observation space
@@ -31,25 +58,30 @@ class Demonstrations:
         strictly increasing, the last being ``M``
     :param rewards: what each decision earned, ``(M,)``, if known
     :param successes: whether each episode succeeded, ``(E,)`` bool, if known
+    :param weights: how often the decisions of each episode are drawn in training, relative to one
+        another, ``(E,)``, at least 0; None draws all alike
     """
 
     observations: Observations
-    actions: Array
+    actions: Source
     episode_ends: NDArray[np.int64]
-    rewards: Array | None = None
+    rewards: Source | None = None
     successes: NDArray[np.bool_] | None = None
+    weights: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         def keep(name: str, value: object) -> None:
             object.__setattr__(self, name, value)
 
-        keep("observations", _map(np.asarray, self.observations))
-        keep("actions", np.asarray(self.actions))
+        keep("observations", map_observations(as_source, self.observations))
+        keep("actions", as_source(self.actions))
         keep("episode_ends", _as_indices("episode_ends", self.episode_ends))
         if self.rewards is not None:
-            keep("rewards", np.asarray(self.rewards))
+            keep("rewards", as_source(self.rewards))
         if self.successes is not None:
             keep("successes", np.asarray(self.successes, dtype=bool))
+        if self.weights is not None:
+            keep("weights", np.asarray(self.weights, dtype=np.float64))
 
         if self.actions.ndim == 0 or len(self.actions) == 0:
             raise ValueError(
@@ -59,38 +91,21 @@ class Demonstrations:
         if isinstance(self.observations, dict) and not self.observations:
             raise ValueError("observations: the dictionary is empty; give one array for each key")
         m = len(self.actions)
-        for name, array in _fields(self.observations):
-            _check_length(name, array, m, "one observation for each action")
-        if self.rewards is not None and self.rewards.shape != (m,):
-            raise ValueError(
-                f"rewards: shape {self.rewards.shape}, expected ({m},), one for each action"
-            )
-        self._check_episode_ends(m)
-        if self.successes is not None and self.successes.shape != (len(self),):
-            raise ValueError(
-                f"successes: shape {self.successes.shape}, expected ({len(self)},), "
-                "one for each episode"
-            )
-
-    def _check_episode_ends(self, m: int) -> None:
-        ends = self.episode_ends
-        if ends.ndim != 1 or len(ends) == 0:
-            raise ValueError(
-                f"episode_ends: shape {ends.shape}, expected (E,) with at least one episode"
-            )
-        lengths = np.diff(ends, prepend=0)
-        if np.any(lengths <= 0):
-            bad = int(np.argmax(lengths <= 0))
-            raise ValueError(
-                f"episode_ends[{bad}] = {ends[bad]} is not above its predecessor "
-                f"({ends[bad - 1] if bad else 0}); expected the exclusive end of each episode, "
-                "strictly increasing: drop empty episodes"
-            )
-        if ends[-1] != m:
-            raise ValueError(
-                f"episode_ends[{len(ends) - 1}] = {ends[-1]}, expected {m}, the number of actions: "
-                "the last episode ends where the arrays end"
-            )
+        for name, array in fields(self.observations):
+            check_length(name, array, m, "one observation for each action")
+        check_episode_ends(self.episode_ends, m)
+        for name, shape, of in (
+            ("rewards", (m,), "action"),
+            ("successes", (len(self),), "episode"),
+            ("weights", (len(self),), "episode"),
+        ):
+            array = getattr(self, name)
+            if array is not None and array.shape != shape:
+                raise ValueError(
+                    f"{name}: shape {array.shape}, expected {shape}, one for each {of}"
+                )
+        if self.weights is not None:
+            check_weights(self.weights)
 
     @classmethod
     def from_arrays(
@@ -100,11 +115,13 @@ class Demonstrations:
         episode_ends: ArrayLike | None = None,
         rewards: ArrayLike | Sequence[ArrayLike] | None = None,
         successes: ArrayLike | None = None,
+        weights: ArrayLike | None = None,
     ) -> Demonstrations:
         """
         Build from flat arrays, or from lists that hold one array for each episode.
 
-        Lists are taken as episodes when ``actions`` is a list or tuple of arrays; the ends are then
+        Lists are taken as episodes when ``actions`` is a list or tuple of arrays, in memory or lazy
+        (all of a field are then joined without being read); the ends are then
         known and ``episode_ends`` must be left out. A list that holds one array for each decision
         is to be stacked first.
 
@@ -114,9 +131,11 @@ class Demonstrations:
         :param episode_ends: exclusive ends, ``(E,)``; by default all is one episode
         :param rewards: ``(M,)``, or a list of per-episode arrays
         :param successes: ``(E,)``
+        :param weights: ``(E,)``
         :return: the demonstrations
         """
-        if isinstance(actions, list | tuple) and all(isinstance(a, np.ndarray) for a in actions):
+        of_episodes: dict[str, Any] = {"successes": successes, "weights": weights}
+        if isinstance(actions, list | tuple) and all(map(is_array, actions)):
             if episode_ends is not None:
                 raise ValueError(
                     "episode_ends: actions is a list of episodes, whose lengths give the ends; "
@@ -124,23 +143,23 @@ class Demonstrations:
                 )
             if not actions:
                 raise ValueError("actions: empty list; demonstrations need at least one episode")
-            lengths = [len(np.atleast_1d(a)) for a in actions]
+            lengths = [len(a) if is_lazy(a) else len(np.atleast_1d(a)) for a in actions]
             return cls(
-                observations=_join_episodes("observations", observations, lengths),
-                actions=_join("actions", actions),
+                observations=join_episodes("observations", observations, lengths),
+                actions=join("actions", actions),
                 episode_ends=np.cumsum(lengths, dtype=np.int64),
-                rewards=None if rewards is None else _join_episodes("rewards", rewards, lengths),
-                successes=None if successes is None else np.asarray(successes),
+                rewards=None if rewards is None else join_episodes("rewards", rewards, lengths),
+                **of_episodes,
             )
-        flat = np.asarray(actions)
+        flat = as_source(actions)
         if episode_ends is None:
-            episode_ends = [len(np.atleast_1d(flat))]
+            episode_ends = [len(flat) if flat.ndim else 1]
         return cls(
-            observations=_map(np.asarray, observations),
+            observations=observations,
             actions=flat,
             episode_ends=np.asarray(episode_ends),
-            rewards=None if rewards is None else np.asarray(rewards),
-            successes=None if successes is None else np.asarray(successes),
+            rewards=rewards,  # type: ignore[arg-type]  # made an array by the constructor
+            **of_episodes,
         )
 
     def __len__(self) -> int:
@@ -159,6 +178,61 @@ class Demonstrations:
         """The index of each episode's first decision, ``(E,)``."""
         return np.concatenate([[0], self.episode_ends[:-1]]).astype(np.int64)
 
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """The number of decisions in each episode, ``(E,)``."""
+        return np.diff(self.episode_ends, prepend=0)
+
+    @property
+    def returns(self) -> NDArray[np.float64]:
+        """The sum of the rewards of each episode, ``(E,)``."""
+        if self.rewards is None:
+            raise ValueError("rewards: not known; give them to tell the returns")
+        return np.add.reduceat(np.asarray(self.rewards, np.float64), self.episode_starts)
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether observations or actions lie elsewhere than in memory."""
+        return any(is_lazy(x) for _, x in (*fields(self.observations), ("", self.actions)))
+
+    @property
+    def n_bytes(self) -> int:
+        """The size of observations and actions, wherever they lie."""
+        arrays = [array for _, array in fields(self.observations)] + [self.actions]
+        return sum(array.dtype.itemsize * math.prod(array.shape) for array in arrays)
+
+    def to_minari(
+        self,
+        dataset_id: str,
+        env: Any = None,
+        *,
+        observation_space: spaces.Space[Any] | None = None,
+        action_space: spaces.Space[Any] | None = None,
+        progress_bar: bool = False,
+        **metadata: Any,
+    ) -> Any:
+        """
+        Write a Minari dataset, episode by episode; pip install 'sb3-diffrl[minari]'.
+
+        Minari keeps one observation more than actions, which demonstrations lack: the last is
+        repeated. All episodes end in a truncation, for demonstrations do not tell. Successes are
+        kept in ``infos``, weights are not. Images are kept as they are, without JPEG.
+
+        :param dataset_id: ``namespace/name-v0``
+        :param env: the environment, its id or its spec, by which Minari can make it again
+        :param observation_space: where no env is given
+        :param action_space: where no env is given
+        :param progress_bar: whether to show one
+        :param metadata: further arguments of ``minari.create_dataset_from_buffers``
+        :return: the ``minari.MinariDataset``
+        :raises ValueError: where the episodes do not fit the spaces or the id is taken
+        """
+        from sb3_diffrl.demonstrations import minari
+
+        return minari.write(
+            self, dataset_id, env, observation_space, action_space, progress_bar, metadata
+        )
+
     def subset(self, episode_indices: ArrayLike) -> Demonstrations:
         """
         Choose episodes.
@@ -169,15 +243,105 @@ class Demonstrations:
         chosen = np.arange(len(self))[np.asarray(episode_indices)]
         if chosen.size == 0:
             raise ValueError("episode_indices: empty; choose at least one episode")
+        if len(chosen) == len(self) and np.array_equal(chosen, np.arange(len(self))):
+            return self
         starts, ends = self.episode_starts[chosen], self.episode_ends[chosen]
         rows = np.concatenate([np.arange(a, b) for a, b in zip(starts, ends, strict=True)])
         return Demonstrations(
-            observations=_map(lambda x: x[rows], self.observations),
-            actions=self.actions[rows],
+            observations=map_observations(lambda x: choose_rows(x, rows), self.observations),
+            actions=choose_rows(self.actions, rows),
             episode_ends=np.cumsum(ends - starts, dtype=np.int64),
-            rewards=None if self.rewards is None else self.rewards[rows],
+            rewards=None if self.rewards is None else choose_rows(self.rewards, rows),
             successes=None if self.successes is None else self.successes[chosen],
+            weights=None if self.weights is None else self.weights[chosen],
         )
+
+    def filter(self, keep: ArrayLike | Callable[[Demonstrations], bool]) -> Demonstrations:
+        """
+        Keep some episodes.
+
+        :param keep: a mask over the episodes, ``(E,)`` bool, or a function that is given each
+            episode, as demonstrations of that one alone, and says whether to keep it
+        :return: those episodes
+        :raises ValueError: where none is left
+        """
+        if callable(keep):
+            keep = [bool(keep(self.subset([i]))) for i in range(len(self))]
+        mask = np.asarray(keep)
+        if mask.dtype != bool or mask.shape != (len(self),):
+            raise ValueError(
+                f"keep: dtype {mask.dtype} and shape {mask.shape}, expected a mask of "
+                f"{len(self)} booleans, one for each episode"
+            )
+        if not mask.any():
+            raise ValueError(f"filter: none of the {len(self)} episodes is left")
+        return self.subset(mask)
+
+    def successful(self) -> Demonstrations:
+        """
+        :return: the episodes that succeeded
+        :raises ValueError: where successes are not known, or none is left
+        """
+        if self.successes is None:
+            raise ValueError("successes: not known; give them, or choose episodes by filter(mask)")
+        return self.filter(self.successes)
+
+    def top_returns(self, best: int | float) -> Demonstrations:
+        """
+        :param best: number of episodes (int), or fraction of them (float, above 0, at most 1,
+            rounded up)
+        :return: the episodes of the highest returns, in the order in which they were
+        """
+        if isinstance(best, float):
+            if not 0 < best <= 1:
+                raise ValueError(f"best: {best}, expected a fraction above 0, at most 1")
+            best = math.ceil(best * len(self))
+        if not 1 <= best <= len(self):
+            raise ValueError(f"best: {best}, expected from 1 to {len(self)} episodes")
+        return self.subset(np.sort(np.argsort(-self.returns, kind="stable")[:best]))
+
+    def weighted(self, weights: ArrayLike | None) -> Demonstrations:
+        """
+        :param weights: see :class:`Demonstrations`; None draws all decisions alike
+        :return: the same episodes with these weights
+        """
+        return dataclasses.replace(self, weights=weights)  # type: ignore[arg-type]  # made an array
+
+    def with_observations(self, observations: Observations) -> Demonstrations:
+        """
+        :param observations: as many as there were
+        :return: the same episodes with these observations
+        """
+        return dataclasses.replace(self, observations=observations)
+
+    def in_memory(self) -> Demonstrations:
+        """
+        :return: the same with all arrays read into memory
+        """
+        return dataclasses.replace(
+            self,
+            observations=map_observations(np.array, self.observations),
+            actions=np.array(self.actions),
+            rewards=None if self.rewards is None else np.array(self.rewards),
+        )
+
+    def statistics(self) -> dict[str, Statistics]:
+        """
+        Read all in chunks and sum it up.
+
+        :return: by name of the field: ``"actions"``, ``"rewards"``, ``"observations"`` or
+            ``"observations['key']"``
+        """
+        return {name: Statistics.of(array) for name, array in self.arrays().items()}
+
+    def arrays(self) -> dict[str, Source]:
+        """
+        :return: what is there for each decision, by name of the field, as in :meth:`statistics`
+        """
+        arrays = dict(fields(self.observations)) | {"actions": self.actions}
+        if self.rewards is not None:
+            arrays["rewards"] = self.rewards
+        return arrays
 
     def split(self, fraction: float, seed: int = 0) -> tuple[Demonstrations, Demonstrations]:
         """
@@ -199,6 +363,46 @@ class Demonstrations:
             self.subset(np.sort(order[:n_validation])),
         )
 
+    def windows(
+        self, horizon: int | None = None, n_observations: int | None = None, start: int = 0
+    ) -> Demonstrations:
+        """
+        Cut step-wise episodes into decisions of several actions on several observations, one for
+        every step, see :mod:`sb3_diffrl.demonstrations.windows`.
+
+        They are read from these episodes when asked for. As they overlap, what each earned would
+        not add up to the return: they have no rewards.
+
+        :param horizon: number of actions ``H``: actions become ``(M, H, *action_shape)``; None for
+            one action each
+        :param n_observations: number ``n`` of observations, the oldest first: observations become
+            ``(M, n, *obs_shape)``, and images ``(M, H, W, n C)`` or ``(M, n C, H, W)``; None for
+            one each
+        :param start: index of the action of the current step within its chunk
+        :return: the decisions, in the same episodes
+        """
+        for name, size in (("horizon", horizon), ("n_observations", n_observations)):
+            if size is not None and size < 1:
+                raise ValueError(f"{name}: {size}, expected at least 1, or None for single steps")
+        if not 0 <= start < (horizon or 1):
+            raise ValueError(f"start: {start}, expected 0 to {(horizon or 1) - 1}, below horizon")
+        observations, actions = self.observations, self.actions
+        if n_observations is not None:
+            seen, layout = range(1 - n_observations, 1), partial(lay_out_history, axis=1)
+            observations = map_observations(
+                lambda x: WindowedArray(x, self.episode_ends, seen, layout), observations
+            )
+        if horizon is not None:
+            executed = range(-start, horizon - start)
+            actions = WindowedArray(actions, self.episode_ends, executed)
+        return Demonstrations(
+            observations,
+            actions,
+            self.episode_ends,
+            successes=self.successes,
+            weights=self.weights,
+        )
+
     def validate(
         self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
     ) -> None:
@@ -209,41 +413,23 @@ class Demonstrations:
         :param observation_space: the environment's, a Dict space for dictionaries
         :param action_space: the environment's, a Box
         """
-        if not isinstance(action_space, spaces.Box):
-            raise ValueError(f"actions: the action space is {action_space}, expected a Box")
-        if isinstance(observation_space, spaces.Dict):
-            if not isinstance(self.observations, dict):
-                raise ValueError(
-                    "observations: one array, expected a dictionary with the keys "
-                    f"{sorted(observation_space.spaces)}, as the observation space has"
-                )
-            expected, found = set(observation_space.spaces), set(self.observations)
-            if expected != found:
-                raise ValueError(
-                    f"observations: missing keys {sorted(expected - found)}, "
-                    f"unknown keys {sorted(found - expected)}; "
-                    f"expected exactly {sorted(expected)}"
-                )
-            for key, space in observation_space.spaces.items():
-                _check_values(f"observations[{key!r}]", self.observations[key], space)
-        elif isinstance(self.observations, dict):
-            raise ValueError(
-                f"observations: a dictionary with the keys {sorted(self.observations)}, expected "
-                f"one array of shape (M, {_inner(observation_space.shape)})"
-            )
-        else:
-            _check_values("observations", self.observations, observation_space)
-        _check_values("actions", self.actions, action_space)
-        _check_bounds("actions", self.actions, action_space)
+        check_observations(self.observations, observation_space)
+        check_actions(self.actions, action_space)
         if self.rewards is not None:
-            _check_finite("rewards", self.rewards)
+            check_finite("rewards", self.rewards)
+
+    def check_finite(self) -> None:
+        """Raise a ``ValueError`` that names field and index of a missing or infinite value."""
+        for name, array in self.arrays().items():
+            check_finite(name, array)
 
     @staticmethod
     def concatenate(parts: Sequence[Demonstrations]) -> Demonstrations:
         """
         Lay several sets of demonstrations end to end.
 
-        Rewards and successes are kept when every part has them.
+        Rewards and successes are kept when every part has them; where one part has weights, those
+        of the others are 1.
 
         :param parts: at least one set, all with the same observation keys and shapes
         :return: all of their episodes
@@ -258,102 +444,61 @@ class Demonstrations:
                 raise ValueError(
                     f"observations: every part needs the keys {sorted(first)}, as the first has"
                 )
-            observations = {k: _join(f"observations[{k!r}]", [d[k] for d in dicts]) for k in first}
+            observations = {k: join(f"observations[{k!r}]", [d[k] for d in dicts]) for k in first}
         else:
             arrays = [p.observations for p in parts if not isinstance(p.observations, dict)]
             if len(arrays) < len(parts):
                 raise ValueError("observations: some parts are dictionaries and others are not")
-            observations = _join("observations", arrays)
+            observations = join("observations", arrays)
         offsets = np.cumsum([0] + [p.n_decisions for p in parts[:-1]])
         rewards = [p.rewards for p in parts if p.rewards is not None]
         successes = [p.successes for p in parts if p.successes is not None]
         return Demonstrations(
             observations=observations,
-            actions=_join("actions", [p.actions for p in parts]),
+            actions=join("actions", [p.actions for p in parts]),
             episode_ends=np.concatenate(
                 [p.episode_ends + o for p, o in zip(parts, offsets, strict=True)]
             ),
-            rewards=np.concatenate(rewards) if len(rewards) == len(parts) else None,
+            rewards=join("rewards", rewards) if len(rewards) == len(parts) else None,
             successes=np.concatenate(successes) if len(successes) == len(parts) else None,
+            weights=None
+            if not any(p.weights is not None for p in parts)
+            else np.concatenate(
+                [np.ones(len(p)) if p.weights is None else p.weights for p in parts]
+            ),
         )
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(self, path: str | os.PathLike[str], progress_bar: bool = False) -> Path:
         """
-        Write a compressed ``.npz`` that holds no pickles; a file is replaced whole or not at all.
+        Write one compressed ``.npz`` file, or a ``.demos`` folder with one ``.npy`` for each array,
+        which :meth:`load` maps into memory; neither holds pickles. What is written is put in place
+        whole or not at all.
 
-        :param path: where to; ``.npz`` is appended where it is missing
-        :return: the path of the file
+        :param path: where to; its suffix chooses, and ``.npz`` is appended where there is none
+        :param progress_bar: whether to show one for a ``.demos`` folder, written in chunks
+        :return: the path written
         """
-        target = _npz_path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        arrays = {"actions": self.actions, "episode_ends": self.episode_ends}
-        if isinstance(self.observations, dict):
-            arrays |= {_DICT_PREFIX + key: value for key, value in self.observations.items()}
-        else:
-            arrays["observations"] = self.observations
-        if self.rewards is not None:
-            arrays["rewards"] = self.rewards
-        if self.successes is not None:
-            arrays["successes"] = self.successes
-        for name, array in arrays.items():
-            if array.dtype.hasobject:
-                raise ValueError(f"{name}: dtype object cannot be saved without pickle")
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return target
+        return files.save(self, path, progress_bar)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Demonstrations:
+    def load(
+        cls, path: str | os.PathLike[str], format: str | None = None, **options: Any
+    ) -> Demonstrations:
         """
-        Read what :meth:`save` wrote.
+        Read what :meth:`save` wrote, or any other format of
+        :data:`sb3_diffrl.demonstrations.formats.FORMATS`.
 
-        :param path: the file; ``.npz`` is appended where it is missing
+        :param path: file or folder, whose content tells the format; ``.npz`` is appended where
+            there is no such path without it
+        :param format: name of the format, needed where the path does not tell it
+        :param options: of the format's reader
         :return: the demonstrations
+        :raises ValueError: naming file, key and index of what is wrong
         """
-        source = _npz_path(path)
-        with np.load(source, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        by_key = {
-            name.removeprefix(_DICT_PREFIX): array
-            for name, array in arrays.items()
-            if name.startswith(_DICT_PREFIX)
-        }
-        missing = [n for n in ("actions", "episode_ends") if n not in arrays]
-        if not by_key and "observations" not in arrays:
-            missing.append("observations")
-        if missing:
-            raise ValueError(f"{source}: not a file of demonstrations, it lacks {missing}")
-        return cls(
-            observations=by_key or arrays["observations"],
-            actions=arrays["actions"],
-            episode_ends=arrays["episode_ends"],
-            rewards=arrays.get("rewards"),
-            successes=arrays.get("successes"),
-        )
-
-
-def _npz_path(path: str | os.PathLike[str]) -> Path:
-    path = Path(path)
-    return path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
-
-
-def _map(function: Callable[[Any], Array], observations: Any) -> Observations:
-    if isinstance(observations, dict):
-        return {key: function(value) for key, value in observations.items()}
-    return function(observations)
-
-
-def _fields(observations: Observations) -> Iterator[tuple[str, Array]]:
-    if isinstance(observations, dict):
-        for key, array in observations.items():
-            yield f"observations[{key!r}]", array
-    else:
-        yield "observations", observations
+        source = Path(path)
+        if format is None and not source.exists():
+            source = files.with_suffix(source)
+        return formats.read(source if format is None else path, format, **options)
 
 
 def _as_indices(name: str, values: ArrayLike) -> NDArray[np.int64]:
@@ -361,91 +506,3 @@ def _as_indices(name: str, values: ArrayLike) -> NDArray[np.int64]:
     if array.dtype.kind not in "iu":
         raise ValueError(f"{name}: dtype {array.dtype}, expected whole numbers (int64)")
     return array.astype(np.int64)
-
-
-def _join(name: str, arrays: Sequence[ArrayLike]) -> Array:
-    """Concatenate arrays whose shapes after the first axis agree."""
-    parts = [np.asarray(a) for a in arrays]
-    for index, part in enumerate(parts):
-        if part.ndim == 0 or part.shape[1:] != parts[0].shape[1:]:
-            raise ValueError(
-                f"{name}[{index}]: shape {part.shape}, expected "
-                f"(length, {_inner(parts[0].shape[1:])}), as the first"
-            )
-    return np.concatenate(parts)
-
-
-def _join_episodes(name: str, episodes: Any, lengths: list[int]) -> Any:
-    """Concatenate per-episode arrays or dictionaries, each as long as the episode's actions."""
-    if isinstance(episodes, dict):
-        return {k: _join_episodes(f"{name}[{k!r}]", v, lengths) for k, v in episodes.items()}
-    if not isinstance(episodes, list | tuple) or len(episodes) != len(lengths):
-        found = len(episodes) if isinstance(episodes, list | tuple) else type(episodes).__name__
-        raise ValueError(
-            f"{name}: {found}, expected a list of {len(lengths)} episodes, as actions is"
-        )
-    if isinstance(episodes[0], dict):
-        by_key = {k: [episode[k] for episode in episodes] for k in episodes[0]}
-        return _join_episodes(name, by_key, lengths)
-    for index, (episode, length) in enumerate(zip(episodes, lengths, strict=True)):
-        _check_length(f"{name}[{index}]", np.asarray(episode), length, "as many as its actions")
-    return _join(name, episodes)
-
-
-def _inner(shape: tuple[int, ...] | None) -> str:
-    return ", ".join(map(str, shape or ()))
-
-
-def _check_length(name: str, array: Array, length: int, why: str) -> None:
-    if array.ndim == 0 or len(array) != length:
-        found = "a scalar" if array.ndim == 0 else f"length {len(array)} (shape {array.shape})"
-        raise ValueError(f"{name}: {found}, expected length {length}, {why}")
-
-
-def _check_values(name: str, array: Array, space: spaces.Space[Any]) -> None:
-    """Check shape and finiteness against a space."""
-    shape = space.shape
-    if shape is not None and array.shape[1:] != shape:
-        raise ValueError(
-            f"{name}[0]: shape {array.shape[1:]}, expected {shape} in an array of shape "
-            f"(M, {_inner(shape)}); reshape or transpose it to the space of the environment"
-        )
-    _check_finite(name, array)
-    if isinstance(space, spaces.Discrete):
-        low, high = int(space.start), int(space.start + space.n - 1)
-        index = _first((array < low) | (array > high) | (array != np.rint(array)))
-        if index is not None:
-            raise ValueError(
-                f"{name}[{_inner(index)}] = {array[index]}, expected an integer from {low} to "
-                f"{high}, as the observation space {space} has"
-            )
-
-
-def _check_finite(name: str, array: Array) -> None:
-    if array.dtype.kind in "iub":
-        return
-    if array.dtype.kind != "f":
-        raise ValueError(f"{name}: dtype {array.dtype}, expected real numbers")
-    index = _first(~np.isfinite(array))
-    if index is not None:
-        raise ValueError(
-            f"{name}[{_inner(index)}] = {array[index]}, expected a finite number; "
-            "drop or repair the episodes with missing values"
-        )
-
-
-def _check_bounds(name: str, array: Array, space: spaces.Box) -> None:
-    index = _first((array < space.low - _BOUND_TOLERANCE) | (array > space.high + _BOUND_TOLERANCE))
-    if index is not None:
-        low, high = space.low[index[1:]], space.high[index[1:]]
-        raise ValueError(
-            f"{name}[{_inner(index)}] = {array[index]:g}, expected within [{low:g}, {high:g}], the "
-            f"bounds of the action space; scale or clip to the environment's own units"
-        )
-
-
-def _first(bad: NDArray[np.bool_]) -> tuple[int, ...] | None:
-    """The index of the first true entry in row-major order, or None."""
-    if not bad.any():
-        return None
-    return tuple(int(i) for i in np.unravel_index(int(np.argmax(bad)), bad.shape))
