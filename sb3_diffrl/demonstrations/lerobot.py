@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from sb3_diffrl.demonstrations.arrays import RowsOf, Rows, Source
+from sb3_diffrl.demonstrations.arrays import ConvertedArray, RowsOf, Source
 from sb3_diffrl.demonstrations.dataset import Demonstrations
-from sb3_diffrl.demonstrations.parquet import Block, ParquetArray, ParquetImages, row_groups
+from sb3_diffrl.demonstrations.parquet import Block, ParquetArray, ParquetImages, read_rows, row_groups
 from sb3_diffrl.demonstrations.reading import (
     DEFAULT_MEMORY,
     LANGUAGE,
@@ -226,8 +226,6 @@ class _Dataset:
         return found
 
     def _read_episodes_v3(self) -> list[_Episode]:
-        from sb3_diffrl.demonstrations.parquet import read_rows
-
         files = sorted((self.root / "meta/episodes").glob("*/*.parquet"))
         if not files:
             raise ValueError(f"{self.root}/meta/episodes: no parquet files")
@@ -275,8 +273,6 @@ def _task(meta: dict[str, Any]) -> str:
 
 
 def _flat(array: Source) -> Source:
-    from sb3_diffrl.demonstrations.arrays import ConvertedArray
-
     return ConvertedArray(array, np.ravel)
 
 

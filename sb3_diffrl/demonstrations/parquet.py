@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
-
 from sb3_diffrl.demonstrations.arrays import Array, Cache, LazyArray, Rows
 from sb3_diffrl.demonstrations.reading import checked, decode_image
 
@@ -39,16 +38,14 @@ class _Column(LazyArray):
 
     :param key: name of the column
     :param blocks: at least one
-    :param shape: of an entry
-    :param dtype: of the entries
     """
 
-    def __init__(
-        self, key: str, blocks: Sequence[Block], shape: tuple[int, ...], dtype: DTypeLike
-    ):
+    def __init__(self, key: str, blocks: Sequence[Block]):
         self.key, self.blocks = key, blocks
         self.ends = np.cumsum([block.n_rows for block in blocks])
-        super().__init__((int(self.ends[-1]), *shape), dtype)
+        self.cache = Cache(self._values, CACHE_BYTES)
+        first = self._rows_of_block(0, np.zeros(1, np.int64))
+        super().__init__((int(self.ends[-1]), *first.shape[1:]), first.dtype)
 
     def read(self, rows: Rows) -> Array:
         """See :meth:`LazyArray.read`; each block is loaded once."""
@@ -57,11 +54,22 @@ class _Column(LazyArray):
         for owner in np.unique(owners):
             mine = np.flatnonzero(owners == owner)
             start = self.ends[owner] - self.blocks[owner].n_rows
-            found[mine] = self._rows_of_block(int(owner), rows[mine] - start)
+            values = self._rows_of_block(int(owner), rows[mine] - start)
+            if values.shape[1:] != self.shape[1:]:
+                raise ValueError(
+                    f"{self._where(int(owner))}: entries of shape {values.shape[1:]}, expected "
+                    f"{self.shape[1:]}, as in {self.blocks[0].path}"
+                )
+            found[mine] = values
         return found
 
+    @abstractmethod
+    def _values(self, block: int) -> Any:
+        """What is kept of a block."""
+
+    @abstractmethod
     def _rows_of_block(self, block: int, rows: Rows) -> Array:
-        raise NotImplementedError
+        """Rows of what is kept."""
 
     def _load(self, block: int) -> Any:
         at = self.blocks[block]
@@ -90,33 +98,27 @@ class ParquetArray(_Column):
     """
 
     def __init__(self, key: str, blocks: Sequence[Block], shape: tuple[int, ...]):
-        self.cache = Cache(self._values, CACHE_BYTES)
-        self.shape = (0, *shape)
-        super().__init__(key, blocks, shape, np.float32)
-        self.dtype = self.cache(0).dtype
+        self.entry = shape
+        super().__init__(key, blocks)
 
     def _values(self, block: int) -> Array:
         column, where = self._load(block), self._where(block)
-        width = math.prod(self.shape[1:])
+        width = math.prod(self.entry)
         flat = column
-        import pyarrow as pa
-
-        while pa.types.is_list(flat.type) or pa.types.is_large_list(flat.type) or (
-            pa.types.is_fixed_size_list(flat.type)
-        ):
+        while hasattr(flat.type, "value_type"):  # a list
             flat = flat.flatten()
         if len(flat) != len(column) * width:
             lengths = [np.size(entry) for entry in column.to_pylist()]
             bad = next((i for i, n in enumerate(lengths) if n != width), 0)
             raise ValueError(
                 f"{where}[{bad}]: {lengths[bad]} numbers, expected {width}, the shape "
-                f"{self.shape[1:]} that the metadata says"
+                f"{self.entry} that the metadata says"
             )
         if flat.null_count:
             bad = flat.is_null().index(True).as_py()
             raise ValueError(f"{where}[{bad // width}, {bad % width}] is missing")
         values = flat.to_numpy(zero_copy_only=False)
-        return checked(values.reshape(len(column), *self.shape[1:]), where)
+        return checked(values.reshape(len(column), *self.entry), where)
 
     def _rows_of_block(self, block: int, rows: Rows) -> Array:
         return self.cache(block)[rows]
@@ -130,12 +132,7 @@ class ParquetImages(_Column):
     :param blocks: at least one
     """
 
-    def __init__(self, key: str, blocks: Sequence[Block]):
-        self.key, self.blocks = key, blocks
-        self.cache = Cache(self._encoded, CACHE_BYTES)
-        super().__init__(key, blocks, self._decode(0, 0).shape, np.uint8)
-
-    def _encoded(self, block: int) -> dict[str, Array]:
+    def _values(self, block: int) -> dict[str, Array]:
         """The bytes of all images of a block, and where each ends."""
         column = self._load(block)
         if not hasattr(column, "field") or "bytes" not in {f.name for f in column.type}:
@@ -162,12 +159,12 @@ class ParquetImages(_Column):
 
     def _rows_of_block(self, block: int, rows: Rows) -> Array:
         images = [self._decode(block, int(row)) for row in rows]
-        for row, image in zip(rows, images, strict=True):
-            if image.shape != self.shape[1:]:
-                raise ValueError(
-                    f"{self._where(block)}[{row}]: an image of shape {image.shape}, expected "
-                    f"{self.shape[1:]}, as the first"
-                )
+        odd = next((i for i, image in enumerate(images) if image.shape != images[0].shape), None)
+        if odd is not None:
+            raise ValueError(
+                f"{self._where(block)}[{rows[odd]}]: an image of shape {images[odd].shape}, "
+                f"expected {images[0].shape}, as its neighbours"
+            )
         return np.stack(images)
 
 

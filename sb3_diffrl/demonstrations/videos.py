@@ -77,7 +77,7 @@ def _frames(clip: Clip, indices: Rows) -> Iterator[Array]:
             frame = None
             for index in indices:
                 wanted = clip.start + index / clip.fps
-                if not now <= wanted < now + _SEEK_SECONDS:
+                if not now - 0.5 / clip.fps <= wanted < now + _SEEK_SECONDS:
                     container.seek(int(wanted / stream.time_base), stream=stream)
                     decoded = container.decode(stream)
                     now, frame = -np.inf, None
