@@ -31,7 +31,9 @@ VALUES: dict[str, Any] = {
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("core", [b"core", b"_core"])
-def test_arrays_of_all_protocols_and_both_numpys(tmp_path: Path, protocol: int, core: bytes) -> None:
+def test_arrays_of_all_protocols_and_both_numpys(
+    tmp_path: Path, protocol: int, core: bytes
+) -> None:
     file = tmp_path / "a.pkl"
     written = pickle.dumps({**VALUES, "scalar": np.float32(1.5), "raw": b"\x00\xff"}, protocol)
     if core == b"core" and protocol < 4:  # module names are lines, not counted strings
@@ -74,7 +76,7 @@ def test_numpys_own_functions_get_no_arguments_from_a_file(tmp_path: Path) -> No
     file = tmp_path / "bad.pkl"
     module = np.zeros(1).__reduce__()[0].__module__.replace("numeric", "multiarray")
     frames = {
-        "ndarray is called": f"cnumpy\nndarray\n(I1\ntR.",
+        "ndarray is called": "cnumpy\nndarray\n(I1\ntR.",
         "a huge array": f"c{module}\n_reconstruct\n(cnumpy\nndarray\n(I999999999\ntS'b'\ntR.",
         "objects as bytes": f"c{module}\nscalar\n(cnumpy\ndtype\n(S'O8'\ntRS'aaaaaaaa'\ntR.",
         "a structured type": "cnumpy\ndtype\n(S'f4,O'\ntR.",

@@ -1,16 +1,16 @@
 """
 LeRobot datasets, versions 2.x and 3.x, read without LeRobot.
 
-A dataset is a folder: ``meta/info.json`` says which features there are and how the files are named,
-``data/`` holds tables of frames, an episode in a file of its own (2.x) or many in one (3.x), with images
-inside, and ``videos/`` what was encoded as video.
+A dataset is a folder: ``meta/info.json`` says which features there are and how the files are
+named, ``data/`` holds tables of frames, an episode in a file of its own (2.x) or many in one (3.x),
+with images inside, and ``videos/`` what was encoded as video.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,19 @@ import numpy as np
 
 from sb3_diffrl.demonstrations.arrays import ConvertedArray, RowsOf, Source
 from sb3_diffrl.demonstrations.dataset import Demonstrations
-from sb3_diffrl.demonstrations.parquet import Block, ParquetArray, ParquetImages, read_rows, row_groups
+from sb3_diffrl.demonstrations.parquet import (
+    Block,
+    ParquetArray,
+    ParquetImages,
+    read_rows,
+    row_groups,
+)
 from sb3_diffrl.demonstrations.reading import (
     DEFAULT_MEMORY,
     LANGUAGE,
     Embedding,
     Keys,
     assemble,
-    channels_first,
     embedded,
     names_of,
     optional_module,
@@ -81,10 +86,12 @@ def read(
         list(features),
         str(dataset.info_path),
     )
-    if not isinstance(observation_keys, dict):
+    if not isinstance(observation_keys, Mapping):
         named = {key: key.removeprefix(_OBSERVATION).replace(".", "_") for key in named}
     if action_key not in features:
-        raise ValueError(f"{dataset.info_path}: no feature {action_key!r}; found {sorted(features)}")
+        raise ValueError(
+            f"{dataset.info_path}: no feature {action_key!r}; found {sorted(features)}"
+        )
     chosen = dataset.select(episodes)
     ends = np.cumsum([episode.length for episode in chosen])
     rows = np.concatenate([np.arange(e.start, e.start + e.length) for e in chosen])
@@ -96,10 +103,7 @@ def read(
         array = dataset.column(key)
         return array if whole else RowsOf(array, rows)
 
-    observations = {}
-    for key, name in named.items():
-        array = column(key)
-        observations[name] = channels_first(array) if transpose_images else array
+    observations = {name: column(key) for key, name in named.items()}
     if language is not None:
         observations[LANGUAGE] = embedded([e.task for e in chosen], language, ends)
     successes = None
@@ -115,6 +119,7 @@ def read(
         successes,
         single=isinstance(observation_keys, str) and language is None,
         concatenate=concatenate,
+        transpose_images=transpose_images,
         memory=memory,
         progress_bar=progress_bar,
     )
@@ -251,13 +256,13 @@ class _Dataset:
                 Block(self.root / pattern.format(**self._names_of_v2(e.index)), None, e.length)
                 for e in self.episodes
             ]
-        places = sorted({(e.meta["data/chunk_index"], e.meta["data/file_index"]) for e in self.episodes})
+        places = sorted(
+            {(e.meta["data/chunk_index"], e.meta["data/file_index"]) for e in self.episodes}
+        )
         blocks = [
             block
             for chunk, file in places
-            for block in row_groups(
-                self.root / pattern.format(chunk_index=chunk, file_index=file)
-            )
+            for block in row_groups(self.root / pattern.format(chunk_index=chunk, file_index=file))
         ]
         there = sum(block.n_rows for block in blocks)
         needed = max(episode.start + episode.length for episode in self.episodes)

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from sb3_diffrl.demonstrations.arrays import Array, Cache, LazyArray, Rows
-from sb3_diffrl.demonstrations.reading import checked, decode_image
+from sb3_diffrl.demonstrations.images import decode_image
+from sb3_diffrl.demonstrations.reading import checked
 
 CACHE_BYTES = 64 * 2**20
 

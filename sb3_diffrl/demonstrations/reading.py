@@ -1,21 +1,18 @@
-"""What the readers of file formats share: checks as rows are read, choice of keys, images, memory."""
+"""What the readers of file formats share: checks as rows are read, choice of keys, memory."""
 
 from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from sb3_diffrl.demonstrations.arrays import (
     Array,
-    Cache,
     ConcatenatedArray,
-    ConvertedArray,
     LazyArray,
     Rows,
     RowsOf,
@@ -23,6 +20,7 @@ from sb3_diffrl.demonstrations.arrays import (
     is_lazy,
 )
 from sb3_diffrl.demonstrations.dataset import Demonstrations
+from sb3_diffrl.demonstrations.images import channels_first
 
 Keys: TypeAlias = str | Sequence[str] | Mapping[str, str] | None
 Embedding: TypeAlias = Callable[[list[str]], ArrayLike]
@@ -85,9 +83,7 @@ class CheckedArray(LazyArray):
         if source.dtype.kind not in "biuf":
             raise ValueError(f"{where}: dtype {source.dtype}, expected real numbers")
         self.source, self.where = ConcatenatedArray([source]), where
-        super().__init__(
-            source.shape, np.float32 if source.dtype == np.float64 else source.dtype
-        )
+        super().__init__(source.shape, np.float32 if source.dtype == np.float64 else source.dtype)
 
     def read(self, rows: Rows) -> Array:
         """See :meth:`LazyArray.read`."""
@@ -96,33 +92,6 @@ class CheckedArray(LazyArray):
         except OSError as error:
             raise ValueError(f"{self.where}: truncated or corrupt ({error})") from error
         return checked(values, self.where, rows)
-
-
-class FrameArray(LazyArray):
-    """
-    Rows that lie in a file each.
-
-    :param keys: ``(M,)``: what ``load`` is asked for, for each row
-    :param load: gives the row of a key, usually through a :class:`Cache`
-    :param sample: one row, for shape and dtype
-    """
-
-    def __init__(self, keys: Sequence[Hashable] | NDArray[Any], load: Callable[[Any], Array], sample: Array):
-        super().__init__((len(keys), *sample.shape), sample.dtype)
-        self.keys, self.load = keys, load
-
-    def read(self, rows: Rows) -> Array:
-        """See :meth:`LazyArray.read`."""
-        found = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        for i, row in enumerate(rows):
-            frame = self.load(self.keys[row])
-            if frame.shape != self.shape[1:]:
-                raise ValueError(
-                    f"{self.keys[row]}: a frame of shape {frame.shape}, expected "
-                    f"{self.shape[1:]}, as the first"
-                )
-            found[i] = frame
-        return found
 
 
 class SideBySide(LazyArray):
@@ -162,21 +131,6 @@ def names_of(keys: Keys, available: Sequence[str], where: str) -> dict[str, str]
     return dict(keys) if isinstance(keys, Mapping) else {key: key for key in chosen}
 
 
-def channels_first(images: Source) -> Source:
-    """
-    Images as SB3's policies see them.
-
-    :param images: ``(M, height, width, channels)`` uint8; all else passes unchanged
-    :return: ``(M, channels, height, width)``
-    """
-    is_image = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] in (1, 3, 4)
-    return ConvertedArray(images, _transposed) if is_image else images
-
-
-def _transposed(images: Array) -> Array:
-    return images.transpose(0, 3, 1, 2)
-
-
 def per_episode(values: ArrayLike, episode_ends: NDArray[np.int64]) -> Source:
     """
     Repeat what belongs to an episode at each of its decisions.
@@ -189,9 +143,7 @@ def per_episode(values: ArrayLike, episode_ends: NDArray[np.int64]) -> Source:
     return RowsOf(np.asarray(values), rows)
 
 
-def embedded(
-    sentences: Sequence[str], embed: Embedding, episode_ends: NDArray[np.int64]
-) -> Source:
+def embedded(sentences: Sequence[str], embed: Embedding, episode_ends: NDArray[np.int64]) -> Source:
     """
     The instruction of each episode as a vector at each of its decisions.
 
@@ -221,6 +173,7 @@ def assemble(
     *,
     single: bool = False,
     concatenate: bool = False,
+    transpose_images: bool = True,
     memory: int = DEFAULT_MEMORY,
     progress_bar: bool = False,
 ) -> Demonstrations:
@@ -234,10 +187,13 @@ def assemble(
     :param successes: ``(E,)``
     :param single: the one observation stands alone, not in a dictionary
     :param concatenate: the vectors of all names become one vector, in their order
+    :param transpose_images: give images as ``(channels, height, width)``
     :param memory: up to how many bytes all is read at once
     :param progress_bar: show one while reading
     :return: the demonstrations
     """
+    if transpose_images:
+        observations = {name: channels_first(array) for name, array in observations.items()}
     arrays = {f"o:{name}": array for name, array in observations.items()} | {"a": actions}
     if rewards is not None:
         arrays["r"] = rewards
@@ -279,30 +235,3 @@ def _in_memory(arrays: dict[str, Source], progress_bar: bool) -> dict[str, Sourc
                 found[name][rows] = array[rows]
             bar.update(len(range(*rows.indices(n))))
     return dict(found)
-
-
-def png_array(paths: Sequence[Path], cache_bytes: int = 64 * 2**20) -> FrameArray:
-    """
-    Colour images in files.
-
-    :param paths: ``M`` files
-    :param cache_bytes: what is kept of the images read last
-    :return: ``(M, height, width, 3)`` uint8
-    """
-    load = Cache(decode_image, cache_bytes)
-    return FrameArray(paths, load, load(paths[0]))
-
-
-def decode_image(file: Any, where: str | None = None) -> Array:
-    """
-    :param file: path or file object
-    :param where: what to call it in messages, by default the path
-    :return: ``(height, width, 3)`` uint8
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(file) as image:
-            return np.asarray(image.convert("RGB"))
-    except (FileNotFoundError, UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{where or file}: no image that can be read ({error})") from error

@@ -16,7 +16,6 @@ from sb3_diffrl.demonstrations.reading import (
     CheckedArray,
     Keys,
     assemble,
-    channels_first,
     names_of,
     optional_module,
 )
@@ -37,8 +36,8 @@ def read(
     ``data/demo_<i>`` with ``obs/<key>``, ``actions``, ``rewards``.
 
     :param path: the file
-    :param observation_keys: one key of ``obs``, several for a dictionary, a mapping of keys to names
-        of the observation space, or None for all
+    :param observation_keys: one key of ``obs``, several for a dictionary, a mapping of keys to
+        names of the observation space, or None for all
     :param concatenate: join the vectors of all keys, in their order
     :param mask: a filter of the file, such as ``"train"`` or ``"valid"``; None takes all episodes
     :param success_reward: an episode with at least this reward in a step succeeded (robomimic's
@@ -89,16 +88,14 @@ def read(
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{path}: truncated or corrupt ({error})") from error
     return assemble(
-        {
-            name: channels_first(joined[key]) if transpose_images else joined[key]
-            for key, name in chosen.items()
-        },
+        {name: joined[key] for key, name in chosen.items()},
         ConcatenatedArray(actions, f"{path}: actions"),
         np.cumsum(lengths),
         rewards,
         successes,
         single=isinstance(observation_keys, str),
         concatenate=concatenate,
+        transpose_images=transpose_images,
         memory=memory,
         progress_bar=progress_bar,
     )

@@ -1,11 +1,11 @@
 """
 Pickles of arrays, read without running what they say.
 
-Dataset folders of robotics hold pickles (RLBench's demonstrations, CALVIN's annotations). A pickle is
-a program: the stock reader imports and calls whatever it names. Here every name is looked up in a
-closed table whose entries are our own builders of arrays, data types and byte strings, so nothing of
-NumPy's reconstruction, let alone anything else, is called with a file's arguments. All other names
-are refused before anything happens.
+Dataset folders of robotics hold pickles (RLBench's demonstrations, CALVIN's annotations). A pickle
+is a program: the stock reader imports and calls whatever it names. Here every name is looked up in
+a closed table whose entries are our own builders of arrays, data types and byte strings, so nothing
+of NumPy's reconstruction, let alone anything else, is called with a file's arguments. All other
+names are refused before anything happens.
 """
 
 from __future__ import annotations
@@ -123,9 +123,7 @@ def _load(path: Path, file: IO[bytes], classes: Mapping[str, type[Record]]) -> A
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(
-        self, path: Path, file: IO[bytes], classes: Mapping[str, type[Record]]
-    ) -> None:
+    def __init__(self, path: Path, file: IO[bytes], classes: Mapping[str, type[Record]]) -> None:
         super().__init__(file)
         self._path = path
         self._known: dict[str, Any] = {**_BUILDERS, **classes}
