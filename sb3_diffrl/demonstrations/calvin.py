@@ -113,15 +113,20 @@ def read(
     )
 
 
-def annotations(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+def instructions(path: str | os.PathLike[str]) -> list[str]:
     """
-    What the annotated segments show.
-
     :param path: the folder of the split
-    :return: task and sentence of each segment
+    :return: the sentence of each annotated segment
     """
-    notes = _Annotations(Path(path))
-    return list(zip(notes.tasks, notes.sentences, strict=True))
+    return _Annotations(Path(path)).sentences
+
+
+def tasks_of(path: str | os.PathLike[str]) -> list[str]:
+    """
+    :param path: the folder of the split
+    :return: the name of the task of each annotated segment
+    """
+    return _Annotations(Path(path)).tasks
 
 
 class _Annotations:
@@ -130,7 +135,7 @@ class _Annotations:
     def __init__(self, root: Path):
         self.path = path = root / _ANNOTATIONS
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; annotated=False reads the play alone")
+            raise ValueError(f"{path}: no such file; annotated=False reads the play alone")
         content = load_npy(path)
         whole = content.item() if content.shape == () else None
         try:
@@ -170,7 +175,7 @@ def _play(root: Path) -> NDArray[np.int64]:
     """First frame and one past the last of each episode; the file holds the last itself."""
     path = root / "ep_start_end_ids.npy"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected the folder of a split of CALVIN")
+        raise ValueError(f"{path}: no such file; expected the folder of a split of CALVIN")
     ids = load_npy(path)
     if ids.ndim != 2 or ids.shape[1] != 2 or len(ids) == 0 or ids.dtype.kind not in "iu":
         raise ValueError(f"{path}: shape {ids.shape} of {ids.dtype}, expected (E, 2) integers")

@@ -55,8 +55,8 @@ def read(
 
     def joined(key: str) -> Source:
         return ConcatenatedArray(
-            [CheckedArray(t.obs[key][:-1], f"{t.where}: obs{key}") for t in trajectories],
-            f"obs{key}",
+            [CheckedArray(t.obs[key][:-1], f"{t.where}: {_name(key)}") for t in trajectories],
+            _name(key),
         )
 
     rewards = None
@@ -76,6 +76,10 @@ def read(
         memory=memory,
         progress_bar=progress_bar,
     )
+
+
+def _name(key: str) -> str:
+    return "obs" if key == _ONE else f"obs[{key!r}]"
 
 
 @dataclass
@@ -105,7 +109,7 @@ class _Trajectory:
         for key, values in self.obs.items():
             if len(values) != steps + 1:
                 raise ValueError(
-                    f"{self.where}: obs{key} has {len(values)} rows, expected {steps + 1}, one "
+                    f"{self.where}: {_name(key)} has {len(values)} rows, expected {steps + 1}, one "
                     "more than acts"
                 )
         if (self.rews is None) != (first.rews is None):
@@ -122,7 +126,7 @@ def _from_object(index: int, item: Any) -> _Trajectory:
             f"{where}: {type(item).__name__} has no {missing}, expected a Trajectory of imitation"
         )
     obs = item.obs
-    by_key = {f"[{k!r}]": v for k, v in obs.items()} if hasattr(obs, "items") else {_ONE: obs}
+    by_key = dict(obs.items()) if hasattr(obs, "items") else {_ONE: obs}
     infos = getattr(item, "infos", None)
     rews = getattr(item, "rews", None)
     return _Trajectory(
@@ -144,7 +148,7 @@ def _from_folder(root: Path) -> list[_Trajectory]:
     pa = optional_module("pyarrow", "demonstrations")
     state = root / "state.json"
     if not state.is_file():
-        raise FileNotFoundError(
+        raise ValueError(
             f"{state}: no such file; expected a folder written by imitation.data.serialize.save. "
             "Older .npz and .pkl files are converted by imitation itself: load, then save"
         )
@@ -165,21 +169,23 @@ def _from_folder(root: Path) -> list[_Trajectory]:
         if missing:
             raise ValueError(f"{path}: no column {missing}; found {table.column_names}")
         for batch in table.to_batches():
-            found += _from_batch(f"{path}: trajectory", len(found), batch)
+            found += _from_batch(path, len(found), batch)
     return found
 
 
-def _from_batch(where: str, offset: int, batch: Any) -> list[_Trajectory]:
+def _from_batch(path: Path, offset: int, batch: Any) -> list[_Trajectory]:
     columns = {key: batch.column(key) for key in batch.schema.names}
-    obs = _episodes(f"{where}s' obs", columns["obs"])
-    acts = _episodes(f"{where}s' acts", columns["acts"])
-    rews = _episodes(f"{where}s' rews", columns["rews"]) if "rews" in columns else None
+    obs = _episodes(f"{path}: the trajectories' obs", columns["obs"])
+    acts = _episodes(f"{path}: the trajectories' acts", columns["acts"])
+    rews = (
+        _episodes(f"{path}: the trajectories' rews", columns["rews"]) if "rews" in columns else None
+    )
     found = []
     for i in range(batch.num_rows):
         infos = columns["infos"][i].values if "infos" in columns else []
         found.append(
             _Trajectory(
-                f"{where} {offset + i}",
+                f"{path}: trajectory {offset + i}",
                 {_ONE: obs[i]},
                 acts[i],
                 None if rews is None else rews[i],

@@ -65,7 +65,7 @@ def read(
     :param action_key: the feature that was done
     :param episodes: which, by default all
     :param language: embeds the instructions of the episodes: given ``n`` sentences it returns
-        ``(n, d)`` vectors; they become the observation ``language``. :func:`tasks` gives the
+        ``(n, d)`` vectors; they become the observation ``language``. :func:`instructions` gives the
         sentences themselves
     :param transpose_images: give images as ``(channels, height, width)``
     :param memory: larger data stay on disk and are read in pieces
@@ -125,7 +125,7 @@ def read(
     )
 
 
-def tasks(path: str | os.PathLike[str], episodes: Sequence[int] | None = None) -> list[str]:
+def instructions(path: str | os.PathLike[str], episodes: Sequence[int] | None = None) -> list[str]:
     """
     The instructions of a dataset's episodes.
 
@@ -285,7 +285,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise FileNotFoundError(
+        raise ValueError(
             f"{path}: no such file; expected the folder of a LeRobot dataset"
         ) from error
     except ValueError as error:

@@ -140,7 +140,7 @@ def instructions(path: str | os.PathLike[str]) -> list[str]:
 
 def _episode_folders(root: Path) -> list[Path]:
     if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder")
+        raise ValueError(f"{root}: no such folder")
     found = [file.parent for file in root.rglob(_PICKLE)]
     if not found:
         raise ValueError(

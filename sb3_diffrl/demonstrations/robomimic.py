@@ -51,7 +51,7 @@ def read(
     h5py = optional_module("h5py", "demonstrations")
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise ValueError(f"{path}: no such file")
     try:
         file = h5py.File(path, "r")
     except OSError as error:

@@ -159,6 +159,9 @@ class _Dtype:
 class _Array(np.ndarray[Any, np.dtype[Any]]):
     """An array under construction, filled by the state that the pickle holds for it."""
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return np.asarray(self).__reduce_ex__(protocol)
+
     def __setstate__(self, state: Any) -> None:
         _version, shape, dtype, fortran, data = state
         order = "F" if fortran else "C"
