@@ -40,7 +40,8 @@ def test_the_folder_holds_what_the_objects_hold(memory: int) -> None:
     found = Demonstrations.from_imitation(FIXTURE, memory=memory)
     assert isinstance(found.actions, LazyArray) == (memory == 0)
     t = np.array([0, 1, 2, 3, 4, 0, 1, 2])
-    np.testing.assert_allclose(found.observations[:, 0], t)
+    observations: Any = found.observations
+    np.testing.assert_allclose(observations[:, 0], t)
     np.testing.assert_allclose(found.actions[:, 1], -0.1 * t, rtol=1e-6)
     np.testing.assert_array_equal(found.episode_ends, [5, 8])
     np.testing.assert_array_equal(found.rewards, t + 1)
@@ -125,7 +126,5 @@ def test_ragged_rows(tmp_path: Path) -> None:
     table = pa.table({"obs": [[[1.0, 2.0], [3.0]]], "acts": [[[1.0]]], "terminal": [True]})
     with pa.OSFile(str(arrow), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
         writer.write_table(table)
-    with pytest.raises(
-        ValueError, match=r"trajectories' obs are ragged: entries of lengths \[1, 2"
-    ):
+    with pytest.raises(ValueError, match=r"trajectories' obs are ragged: entries of lengths"):
         Demonstrations.from_imitation(folder)

@@ -110,15 +110,18 @@ def with_nan(file: h5py.File) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (replace("data/demo_1/obs/object", None), r"/data/demo_1 lacks 'obs/object'"),
-        (replace("data/demo_2/actions", None), r"/data/demo_2 lacks 'actions'"),
-        (replace("data", None), r"lacks 'data', found \['mask'\]; expected robomimic's layout"),
+        (replace("data/demo_1/obs/object", None), r"'data/demo_1/obs/object' is missing"),
+        (replace("data/demo_2/actions", None), r"'data/demo_2/actions' is missing"),
+        (replace("data", None), r"lacks the group 'data', found \['mask'\]; expected robom"),
         (replace("data/demo_1/rewards", np.ones(2)), r"demo_1/rewards: 2 steps, expected 3"),
         (replace("data/demo_1/obs/object", np.ones((3, 9))), r"obs/object\[1\]: shape \(3, 9\)"),
-        (replace("data/demo_0/actions", np.array([b"x"] * 5)), "demo_0/actions: dtype |S1, expec"),
+        (
+            replace("data/demo_0/actions", np.array([b"x"] * 5)),
+            "demo_0/actions' has dtype .S1",
+        ),
         (replace("data/demo_0/actions", np.ones((0, 7))), r"actions: shape \(0, 7\), expected"),
         (replace("mask/train", np.array([b"demo_7"])), "mask/train names demo_7, which data lacks"),
-        (with_nan, r"/data/demo_1/obs/object\[2, 4\] = nan, expected a finite number"),
+        (with_nan, r"data/demo_1/obs/object\[2, 4\] = nan, expected a finite number"),
     ],
 )
 def test_what_is_wrong_is_named(
@@ -135,9 +138,10 @@ def test_nan_in_lazy_data_is_named_when_read(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         with_nan(file)
     found = Demonstrations.from_robomimic(path, "object", memory=0)
-    found.observations[:7]
+    objects: Any = found.observations
+    objects[:7]
     with pytest.raises(ValueError, match=r"demo_1/obs/object\[2, 4\] = nan"):
-        found.observations[7]
+        objects[7]
 
 
 def test_truncated_and_missing_files(path: Path) -> None:

@@ -93,6 +93,8 @@ def test_numpys_own_functions_get_no_arguments_from_a_file(tmp_path: Path) -> No
 class Demo(Record):
     """A stand-in."""
 
+    data: np.ndarray
+
 
 class Original:
     def __init__(self) -> None:

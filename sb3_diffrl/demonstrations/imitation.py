@@ -177,9 +177,9 @@ def _from_batch(path: Path, offset: int, batch: Any) -> list[_Trajectory]:
     columns = {key: batch.column(key) for key in batch.schema.names}
     obs = _episodes(f"{path}: the trajectories' obs", columns["obs"])
     acts = _episodes(f"{path}: the trajectories' acts", columns["acts"])
-    rews = (
-        _episodes(f"{path}: the trajectories' rews", columns["rews"]) if "rews" in columns else None
-    )
+    rews = None
+    if "rews" in columns:
+        rews = _episodes(f"{path}: the trajectories' rews", columns["rews"])
     found = []
     for i in range(batch.num_rows):
         infos = columns["infos"][i].values if "infos" in columns else []

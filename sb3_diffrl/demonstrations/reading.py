@@ -87,11 +87,7 @@ class CheckedArray(LazyArray):
 
     def read(self, rows: Rows) -> Array:
         """See :meth:`LazyArray.read`."""
-        try:
-            values = self.source.read(rows)
-        except OSError as error:
-            raise ValueError(f"{self.where}: truncated or corrupt ({error})") from error
-        return checked(values, self.where, rows)
+        return checked(self.source.read(rows), self.where, rows)
 
 
 class SideBySide(LazyArray):

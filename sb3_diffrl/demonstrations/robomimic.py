@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sb3_diffrl.demonstrations.arrays import ConcatenatedArray
 from sb3_diffrl.demonstrations.dataset import Demonstrations
+from sb3_diffrl.demonstrations.hdf5 import HDF5Array, open_file
 from sb3_diffrl.demonstrations.reading import (
     DEFAULT_MEMORY,
     CheckedArray,
     Keys,
     assemble,
     names_of,
-    optional_module,
 )
 
 
@@ -48,47 +47,22 @@ def read(
     :return: the demonstrations
     :raises ValueError: if the file is truncated or lacks a key, naming it
     """
-    h5py = optional_module("h5py", "demonstrations")
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise ValueError(f"{path}: no HDF5 file that can be read ({error})") from error
-    try:
-        demos = _episodes(path, file, mask)
-        chosen = names_of(
-            observation_keys, list(_group(path, demos[0], "obs")), f"{path}: {demos[0].name}/obs"
-        )
-        actions = [_array(path, demo, "actions") for demo in demos]
-        lengths = [len(part) for part in actions]
-        joined = {
-            key: ConcatenatedArray(
-                [
-                    _array(path, demo, f"obs/{key}", length)
-                    for demo, length in zip(demos, lengths, strict=True)
-                ],
-                f"{path}: obs/{key}",
-            )
-            for key in chosen
-        }
-        rewards = None
-        if "rewards" in demos[0]:
-            rewards = ConcatenatedArray(
-                [
-                    _array(path, demo, "rewards", length)
-                    for demo, length in zip(demos, lengths, strict=True)
-                ],
-                f"{path}: rewards",
-            )
-        successes = None
-        if rewards is not None and success_reward is not None:
-            successes = [bool(np.max(part[:]) >= success_reward) for part in rewards.parts]
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"{path}: truncated or corrupt ({error})") from error
+    demos = _episodes(path, mask)
+    chosen = names_of(observation_keys, _keys(path, demos[0]), f"{path}: {demos[0]}/obs")
+    actions = [_array(path, demo, "actions") for demo in demos]
+    lengths = [len(part) for part in actions]
+
+    def joined(key: str) -> ConcatenatedArray:
+        parts = [_array(path, demo, key, n) for demo, n in zip(demos, lengths, strict=True)]
+        return ConcatenatedArray(parts, f"{path}: {key}")
+
+    rewards = joined("rewards") if f"{demos[0]}/rewards" in open_file(path) else None
+    successes = None
+    if rewards is not None and success_reward is not None:
+        successes = [bool(np.max(part[:]) >= success_reward) for part in rewards.parts]
     return assemble(
-        {name: joined[key] for key, name in chosen.items()},
+        {name: joined(f"obs/{key}") for key, name in chosen.items()},
         ConcatenatedArray(actions, f"{path}: actions"),
         np.cumsum(lengths),
         rewards,
@@ -108,12 +82,18 @@ def masks(path: str | os.PathLike[str]) -> dict[str, int]:
     :param path: the file
     :return: the number of episodes of each
     """
-    with optional_module("h5py", "demonstrations").File(path, "r") as file:
-        return {name: len(names) for name, names in file.get("mask", {}).items()}
+    return {name: len(names) for name, names in open_file(path).get("mask", {}).items()}
 
 
-def _episodes(path: Path, file: Any, mask: str | None) -> list[Any]:
-    data = _group(path, file, "data")
+def _episodes(path: Path, mask: str | None) -> list[str]:
+    """The names of the groups that hold the episodes."""
+    file = open_file(path)
+    data = file.get("data")
+    if not hasattr(data, "keys"):
+        raise ValueError(
+            f"{path}: lacks the group 'data', found {sorted(file)}; expected robomimic's layout, "
+            "data/demo_<i>/obs/<key> and data/demo_<i>/actions"
+        )
     names = list(data)
     if mask is not None:
         known = file.get("mask", {})
@@ -125,7 +105,7 @@ def _episodes(path: Path, file: Any, mask: str | None) -> list[Any]:
             raise ValueError(f"{path}: mask/{mask} names {absent[0]}, which data lacks")
     if not names:
         raise ValueError(f"{path}: no episodes in data" + (f" under mask/{mask}" if mask else ""))
-    return [data[name] for name in sorted(names, key=_natural)]
+    return [f"data/{name}" for name in sorted(names, key=_natural)]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -133,22 +113,18 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _group(path: Path, parent: Any, name: str) -> Any:
-    if name not in parent:
-        raise ValueError(
-            f"{path}: {parent.name} lacks {name!r}, found {sorted(parent)}; expected robomimic's "
-            "layout, data/demo_<i>/obs/<key> and actions"
-        )
-    return parent[name]
+def _keys(path: Path, demo: str) -> list[str]:
+    group = open_file(path).get(f"{demo}/obs")
+    if not hasattr(group, "keys"):
+        raise ValueError(f"{path}: {demo} lacks the group 'obs'; expected robomimic's layout")
+    return list(group)
 
 
-def _array(path: Path, demo: Any, key: str, length: int | None = None) -> CheckedArray:
-    where = f"{path}: {demo.name}/{key}"
-    dataset = _group(path, demo, key)
-    if not hasattr(dataset, "dtype"):
-        raise ValueError(f"{where}: a group, expected an array")
-    if dataset.ndim == 0 or len(dataset) == 0:
-        raise ValueError(f"{where}: shape {dataset.shape}, expected at least one step")
-    if length is not None and len(dataset) != length:
-        raise ValueError(f"{where}: {len(dataset)} steps, expected {length}, as actions has")
-    return CheckedArray(dataset, where)
+def _array(path: Path, demo: str, key: str, length: int | None = None) -> CheckedArray:
+    array = HDF5Array(path, f"{demo}/{key}")
+    where = f"{path}: {demo}/{key}"
+    if len(array) == 0:
+        raise ValueError(f"{where}: shape {array.shape}, expected at least one step")
+    if length is not None and len(array) != length:
+        raise ValueError(f"{where}: {len(array)} steps, expected {length}, as actions has")
+    return CheckedArray(array, where)

@@ -153,7 +153,8 @@ class _Dtype:
     def __setstate__(self, state: Any) -> None:
         if not isinstance(state, tuple) or len(state) < 5 or any(x is not None for x in state[2:5]):
             raise pickle.UnpicklingError("data type: expected a plain one, found fields")
-        self.dtype = self.dtype.newbyteorder(str(state[1]))
+        order: Any = state[1]
+        self.dtype = self.dtype.newbyteorder(order)
 
 
 class _Array(np.ndarray[Any, np.dtype[Any]]):
@@ -167,11 +168,9 @@ class _Array(np.ndarray[Any, np.dtype[Any]]):
         order = "F" if fortran else "C"
         array = _objects(data) if _plain(dtype).hasobject else np.frombuffer(data, _plain(dtype))
         array = array.reshape(_shape(shape), order=order)  # type: ignore[call-overload]
-        super().__setstate__(
-            (1, array.shape, array.dtype, False, list(array.flat))
-            if array.dtype.hasobject
-            else (1, array.shape, array.dtype, False, array.tobytes())
-        )
+        content: Any = list(array.flat) if array.dtype.hasobject else array.tobytes()
+        checked: Any = (1, array.shape, array.dtype, False, content)
+        super().__setstate__(checked)
 
 
 def _plain(dtype: object) -> np.dtype[Any]:
