@@ -82,12 +82,33 @@ def test_numpys_own_functions_get_no_arguments_from_a_file(tmp_path: Path) -> No
         "a structured type": "cnumpy\ndtype\n(S'f4,O'\ntR.",
         "an attribute of a builder": "cnumpy\ndtype.__init__\n.",
         "persistent": "Pabc\n.",
+        "a memo of gigabytes": "Nr\x00\x00\x00\x70.",
+        "a function is altered": f"c{module}\n_reconstruct\n(N(S'__defaults__'\n(I1\ntdtb.",
     }
     for name, text in frames.items():
         file.write_bytes(text.encode())
         with pytest.raises(ValueError, match=r"bad\.pkl"):
             load_pickle(file)
             pytest.fail(name)
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_damaged_files_raise_one_error(tmp_path: Path, protocol: int) -> None:
+    file = tmp_path / "damaged.pkl"
+    good = pickle.dumps({"a": np.arange(5.0), "o": np.array([None, "x"]), "t": (1, [2])}, protocol)
+    generator = np.random.default_rng(protocol)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(good)
+        for _ in range(int(generator.integers(1, 4))):
+            damaged[generator.integers(len(good))] = generator.integers(256)
+        file.write_bytes(damaged)
+        try:
+            load_pickle(file)
+        except ValueError as error:
+            assert str(error).startswith(f"{file}: ")
+            refused += 1
+    assert refused > 100
 
 
 class Demo(Record):

@@ -13,7 +13,8 @@ from __future__ import annotations
 import io
 import os
 import pickle
-from collections.abc import Mapping
+import pickletools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 DEFAULT_MAX_BYTES = 1 << 30
+_MEMO = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
+_OUTSIDE = frozenset(
+    {"PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER"}
+)
 _PLAIN_DTYPE = frozenset("?bBhHiIlLqQefdgFDSUO")
 
 
@@ -101,9 +106,10 @@ def _check_size(path: Path, max_bytes: int) -> None:
 
 
 def _load(path: Path, file: IO[bytes], classes: Mapping[str, type[Record]]) -> Any:
-    unpickler = _Unpickler(path, io.BytesIO(file.read()), classes)
+    content = file.read()
     try:
-        return unpickler.load()
+        _check_opcodes(path, content)
+        return _Unpickler(path, io.BytesIO(content), classes).load()
     except UnsafePickleError:
         raise
     # Malformed opcodes surface as any of these, by what the reader was at.
@@ -122,6 +128,18 @@ def _load(path: Path, file: IO[bytes], classes: Mapping[str, type[Record]]) -> A
         raise ValueError(f"{path}: truncated or corrupt pickle ({error})") from error
 
 
+def _check_opcodes(path: Path, content: bytes) -> None:
+    """
+    Refuse references to outside objects, and places in the unpickler's memo beyond those that so
+    many steps can fill: it would allocate all places before them.
+    """
+    for step, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        if opcode.name in _OUTSIDE:
+            raise UnsafePickleError(f"{path}: the pickle refers to an outside object")
+        if opcode.name in _MEMO and int(argument or 0) > step:
+            raise pickle.UnpicklingError(f"place {argument} of the memo in step {step}")
+
+
 class _Unpickler(pickle.Unpickler):
     def __init__(self, path: Path, file: IO[bytes], classes: Mapping[str, type[Record]]) -> None:
         super().__init__(file)
@@ -138,8 +156,20 @@ class _Unpickler(pickle.Unpickler):
             )
         return self._known[full]
 
-    def persistent_load(self, pid: Any) -> Any:
-        raise UnsafePickleError(f"{self._path}: the pickle refers to the outside object {pid!r}")
+
+class _Function:
+    """A function that a pickle may call and cannot alter."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __setstate__(self, state: object) -> None:
+        raise pickle.UnpicklingError("a state for a function")
 
 
 class _Dtype:
@@ -231,12 +261,12 @@ _NDARRAY = object()  # only ever an argument, so it need not be callable
 _BUILDERS: dict[str, Any] = {
     "numpy.ndarray": _NDARRAY,
     "numpy.dtype": _Dtype,
-    "_codecs.encode": _encode,
-    "__builtin__.bytes": _empty,
+    "_codecs.encode": _Function(_encode),
+    "__builtin__.bytes": _Function(_empty),
     **{
-        f"numpy.{core}.{name}": builder
+        f"numpy.{core}.{name}": _Function(function)
         for core in ("core", "_core")
-        for name, builder in {
+        for name, function in {
             "multiarray._reconstruct": _reconstruct,
             "multiarray.scalar": _scalar,
             "numeric._frombuffer": _frombuffer,
