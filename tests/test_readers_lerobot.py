@@ -91,6 +91,15 @@ def test_chosen_episodes_keys_and_names(original: Path, memory: int) -> None:
         Demonstrations.from_lerobot(original, action_key="act")
 
 
+@pytest.mark.parametrize("name", ["copy.demos", "copy.npz"])
+def test_lazy_data_are_saved_and_mapped(original: Path, tmp_path: Path, name: str) -> None:
+    lazy = Demonstrations.from_lerobot(original, memory=0)
+    lazy.save(tmp_path / name)
+    found = Demonstrations.load(tmp_path / name)
+    for key, array in Demonstrations.from_lerobot(original).observations.items():  # type: ignore[union-attr]
+        np.testing.assert_array_equal(found.observations[key], array)  # type: ignore[index]
+
+
 def test_videos_are_decoded_where_they_are_asked_for(original: Path) -> None:
     found = Demonstrations.from_lerobot(original, WRIST, memory=0)
     frames: Any = found.observations
@@ -228,19 +237,30 @@ def test_broken_metadata(folder: Path) -> None:
         Demonstrations.from_lerobot(folder)
 
 
-def test_row_groups_of_one_file(tmp_path: Path) -> None:
+def in_one_file(folder: Path, episodes: list[int]) -> Path:
     """Format 3 puts many episodes in a file; its row groups need not end where episodes do."""
-    folder = Path(shutil.copytree(FIXTURES / "lerobot_v3.0", tmp_path / "data"))
+    shutil.copytree(FIXTURES / "lerobot_v3.0", folder)
     files = sorted((folder / "data").rglob("*.parquet"))
     whole = pa.concat_tables([pq.read_table(file) for file in files])
     for file in files[1:]:
         file.unlink()
     pq.write_table(whole, files[0], row_group_size=4)
-    (episodes,) = (folder / "meta/episodes").rglob("*.parquet")
-    table = pq.read_table(episodes)
-    pq.write_table(with_column("data/file_index", pa.array([0, 0, 0]))(table), episodes)
-    found = Demonstrations.from_lerobot(folder, memory=0)
+    (meta,) = (folder / "meta/episodes").rglob("*.parquet")
+    change = with_column("data/file_index", pa.array([0, 0, 0]))
+    pq.write_table(change(pq.read_table(meta)).take(episodes), meta)
+    return folder
+
+
+def test_row_groups_of_one_file(tmp_path: Path) -> None:
+    found = Demonstrations.from_lerobot(in_one_file(tmp_path / "data", [0, 1, 2]), memory=0)
     expected = Demonstrations.from_lerobot(FIXTURES / "lerobot_v3.0")
-    for name in ("state", "images_top"):
-        np.testing.assert_array_equal(found.observations[name], expected.observations[name])
+    seen: Any = found.observations
+    for name, array in expected.observations.items():  # type: ignore[union-attr]
+        np.testing.assert_array_equal(seen[name], array)
     np.testing.assert_array_equal(found.actions[[13, 1]], np.asarray(expected.actions)[[13, 1]])
+
+
+def test_rows_of_no_episode_are_left_out(tmp_path: Path) -> None:
+    found = Demonstrations.from_lerobot(in_one_file(tmp_path / "data", [0, 2]), "observation.state")
+    states: Any = found.observations
+    np.testing.assert_array_equal(states[:, 0], EPISODE[EPISODE != 1])

@@ -95,7 +95,7 @@ def read(
     chosen = dataset.select(episodes)
     ends = np.cumsum([episode.length for episode in chosen])
     rows = np.concatenate([np.arange(e.start, e.start + e.length) for e in chosen])
-    whole = episodes is None
+    whole = np.array_equal(rows, np.arange(sum(block.n_rows for block in dataset.blocks)))
 
     def column(key: str) -> Source:
         if features[key]["dtype"] == "video":
