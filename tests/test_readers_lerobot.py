@@ -95,9 +95,11 @@ def test_chosen_episodes_keys_and_names(original: Path, memory: int) -> None:
 def test_lazy_data_are_saved_and_mapped(original: Path, tmp_path: Path, name: str) -> None:
     lazy = Demonstrations.from_lerobot(original, memory=0)
     lazy.save(tmp_path / name)
-    found = Demonstrations.load(tmp_path / name)
-    for key, array in Demonstrations.from_lerobot(original).observations.items():  # type: ignore[union-attr]
-        np.testing.assert_array_equal(found.observations[key], array)  # type: ignore[index]
+    found: Any = Demonstrations.load(tmp_path / name).observations
+    expected: Any = Demonstrations.from_lerobot(original).observations
+    assert found.keys() == expected.keys()
+    for key, array in expected.items():
+        np.testing.assert_array_equal(found[key], array)
 
 
 def test_videos_are_decoded_where_they_are_asked_for(original: Path) -> None:
@@ -207,6 +209,7 @@ def test_broken_metadata(folder: Path) -> None:
         ({"codebase_version": "v4.0"}, r"codebase_version v4\.0, expected 2\.x or 3\.x"),
         ({"codebase_version": None}, r"lacks 'codebase_version'"),
         ({"features": None}, r"lacks 'features'"),
+        ({"features": {"action": {"dtype": "float32"}}}, "feature 'action' lacks dtype or shape"),
     ):
         values = {k: v for k, v in {**good, **change}.items() if v is not None}
         info.write_text(json.dumps(values))
@@ -225,6 +228,9 @@ def test_broken_metadata(folder: Path) -> None:
         table = pq.read_table(episodes)
         pq.write_table(with_column("length", pa.array([5, 4, 7]))(table), episodes)
         with pytest.raises(ValueError, match="episode 2 has length 7 and the rows 9 to 15"):
+            Demonstrations.from_lerobot(folder)
+        pq.write_table(table.drop_columns(["data/file_index"]), episodes)
+        with pytest.raises(ValueError, match=r"lacks a value: KeyError\('data/file_index'\)"):
             Demonstrations.from_lerobot(folder)
         pq.write_table(table.slice(0, 0), episodes)
     with pytest.raises(ValueError, match="no episodes"):

@@ -189,10 +189,17 @@ def _from_batch(path: Path, offset: int, batch: Any) -> list[_Trajectory]:
                 {_ONE: obs[i]},
                 acts[i],
                 None if rews is None else rews[i],
-                _success(json.loads(infos[-1].as_py())) if len(infos) else None,
+                _success(_decoded(path, infos[-1].as_py())) if len(infos) else None,
             )
         )
     return found
+
+
+def _decoded(path: Path, info: Any) -> Any:
+    try:
+        return json.loads(info)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: an info is no JSON ({error})") from error
 
 
 def _episodes(where: str, column: Any) -> list[Array]:

@@ -144,6 +144,7 @@ class _Episode:
     :param length: its frames
     :param task: its instruction, empty where there is none
     :param meta: what else the dataset says of it
+    :param place: numbers of chunk and file, in format 3
     """
 
     index: int
@@ -151,6 +152,7 @@ class _Episode:
     length: int
     task: str
     meta: dict[str, Any]
+    place: tuple[int, int] = (0, 0)
 
 
 class _Dataset:
@@ -161,6 +163,9 @@ class _Dataset:
         self.root, self.info_path = root, root / "meta/info.json"
         self.info = _read_json(self.info_path)
         self.features: dict[str, dict[str, Any]] = self._entry("features")
+        for key, feature in self.features.items():
+            if not {"dtype", "shape"} <= feature.keys():
+                raise ValueError(f"{self.info_path}: feature {key!r} lacks dtype or shape")
         version = str(self._entry("codebase_version"))
         major = int(version.lstrip("v").split(".")[0])
         if major not in _READABLE:
@@ -240,13 +245,14 @@ class _Dataset:
                 try:
                     begin, end = int(meta["dataset_from_index"]), int(meta["dataset_to_index"])
                     index, length = int(meta["episode_index"]), int(meta["length"])
-                except KeyError as error:
-                    raise ValueError(f"{file}: lacks the column {error}") from error
+                    place = int(meta["data/chunk_index"]), int(meta["data/file_index"])
+                except (KeyError, TypeError) as error:
+                    raise ValueError(f"{file}: lacks a value: {error!r}") from error
                 if end - begin != length:
                     raise ValueError(
                         f"{file}: episode {index} has length {length} and the rows {begin} to {end}"
                     )
-                found.append(_Episode(index, begin, length, _task(meta), meta))
+                found.append(_Episode(index, begin, length, _task(meta), meta, place))
         return sorted(found, key=lambda episode: episode.index)
 
     def _blocks(self) -> list[Block]:
@@ -256,9 +262,7 @@ class _Dataset:
                 Block(self.root / pattern.format(**self._names_of_v2(e.index)), None, e.length)
                 for e in self.episodes
             ]
-        places = sorted(
-            {(e.meta["data/chunk_index"], e.meta["data/file_index"]) for e in self.episodes}
-        )
+        places = sorted({episode.place for episode in self.episodes})
         blocks = [
             block
             for chunk, file in places

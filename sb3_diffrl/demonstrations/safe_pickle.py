@@ -258,6 +258,11 @@ def _empty() -> bytes:
 _NDARRAY = object()  # only ever an argument, so it need not be callable
 
 # NumPy 2 renamed `numpy.core` to `numpy._core`; files of both are about.
+_OF_CORE: dict[str, Callable[..., Any]] = {
+    "multiarray._reconstruct": _reconstruct,
+    "multiarray.scalar": _scalar,
+    "numeric._frombuffer": _frombuffer,
+}
 _BUILDERS: dict[str, Any] = {
     "numpy.ndarray": _NDARRAY,
     "numpy.dtype": _Dtype,
@@ -266,10 +271,6 @@ _BUILDERS: dict[str, Any] = {
     **{
         f"numpy.{core}.{name}": _Function(function)
         for core in ("core", "_core")
-        for name, function in {
-            "multiarray._reconstruct": _reconstruct,
-            "multiarray.scalar": _scalar,
-            "numeric._frombuffer": _frombuffer,
-        }.items()
+        for name, function in _OF_CORE.items()
     },
 }
