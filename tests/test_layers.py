@@ -205,6 +205,7 @@ def test_importing_the_package_is_light() -> None:
             "h5py",
             "zarr",
             "pyarrow",
+            "av",
             "datasets",
             "lerobot",
             "minari",

@@ -81,6 +81,12 @@ def folder_with(*patterns: str) -> Callable[[Path], bool]:
 
 D4RL_KEYS = ("observations", "actions", "terminals")
 
+RLBENCH_FILES = (
+    "low_dim_obs.pkl",
+    "episodes/*/low_dim_obs.pkl",
+    "variation*/episodes/*/low_dim_obs.pkl",
+)
+
 FORMATS: dict[str, Format] = {
     "npz": Format(
         "arrays in one .npz file",
@@ -99,6 +105,17 @@ FORMATS: dict[str, Format] = {
         "D4RL's arrays in HDF5 or .npz",
         lambda path: npz_with(*D4RL_KEYS)(path) or hdf5_with(*D4RL_KEYS)(path),
         "from_d4rl",
+    ),
+    "robomimic": Format("robomimic's HDF5", hdf5_with("data"), "from_robomimic"),
+    "lerobot": Format("a LeRobot dataset", folder_with("meta/info.json"), "from_lerobot"),
+    "imitation": Format(
+        "trajectories saved by imitation", folder_with("state.json", "*.arrow"), "from_imitation"
+    ),
+    "calvin": Format("a split of CALVIN", folder_with("ep_start_end_ids.npy"), "from_calvin"),
+    "rlbench": Format(
+        "RLBench's demonstrations of a task, a variation or an episode",
+        lambda path: any(folder_with(pattern)(path) for pattern in RLBENCH_FILES),
+        "from_rlbench",
     ),
 }
 

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from sb3_diffrl.demonstrations.robot_readers import RobotReaders
+
 if TYPE_CHECKING:
     import minari
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 Path = str | os.PathLike[str]
 
 
-class Readers:
+class Readers(RobotReaders):
     """Class methods that read demonstrations; modules and packages are imported when called."""
 
     @classmethod
