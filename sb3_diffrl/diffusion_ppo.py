@@ -222,7 +222,7 @@ class DiffusionPPO(PPO):
         :param prior: policy of the same architecture and spaces
         :raises ValueError: where its parameters, noise levels or spaces do not fit
         """
-        for name in ("noise_schedule", "noise_levels"):
+        for name in ("noise_schedule", "noise_levels", "prediction_type"):
             if prior.diffusion_kwargs[name] != self.policy.diffusion_kwargs[name]:
                 raise ValueError(
                     f"The prior does not fit this policy: its {name} is "

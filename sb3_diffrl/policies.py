@@ -92,7 +92,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
     :param net_arch: hidden layers, ``dict(pi=[...], vf=[...])`` or one list for both; default three
         layers of 256 each
     :param activation_fn: activation function of both networks
-    :param noise_schedule: ``"cosine"`` or ``"linear"``
+    :param noise_schedule: ``"cosine"``, ``"linear"`` or ``"squared_cosine_capped"``
     :param noise_levels: number of noise levels ``T`` which the denoiser is trained on
     :param denoising_steps: number of steps ``K`` per action, 1 to ``T``
     :param finetuned_steps: number ``k`` of last steps that RL trains, 1 to ``K`` (Ren et al. 2024,
@@ -100,6 +100,11 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
     :param eta: 1 samples as DDPM does, 0 as the deterministic DDIM
     :param sigma_min: exploration floor: smallest standard deviation of a denoising step during
         rollouts, in units of half the action range
+    :param prediction_type: what the denoiser predicts: ``"epsilon"``, ``"sample"`` or ``"v"``
+    :param clip_sample: see :class:`~sb3_diffrl.diffusion.DiffusionProcess`, like the next two,
+        which serve policies trained elsewhere
+    :param timestep_spacing: which levels the sampler visits
+    :param use_clipped_model_output: whether the noise follows the clipped clean action
     :param denoiser_class: epsilon-network, called with ``features_dim, action_dim, noise_levels,
         net_arch=, activation_fn=``
     :param denoiser_kwargs: further arguments of it
@@ -135,6 +140,10 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         finetuned_steps: int | None = None,
         eta: float = 1.0,
         sigma_min: float = 0.1,
+        prediction_type: str = "epsilon",
+        clip_sample: float | None = 1.0,
+        timestep_spacing: str = "trailing",
+        use_clipped_model_output: bool = True,
         denoiser_class: Callable[..., Denoiser] = MlpDenoiser,
         denoiser_kwargs: dict[str, Any] | None = None,
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
@@ -163,6 +172,10 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             "denoising_steps": denoising_steps,
             "eta": eta,
             "sigma_min": sigma_min,
+            "prediction_type": prediction_type,
+            "clip_sample": clip_sample,
+            "timestep_spacing": timestep_spacing,
+            "use_clipped_model_output": use_clipped_model_output,
         }
         self.denoiser_class = denoiser_class
         self.denoiser_kwargs = denoiser_kwargs or {}
@@ -453,7 +466,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
 
         :param obs: ``(B, ...)`` observations
         :param actions: ``(B, D)`` scaled actions in [-1, 1]
-        :return: ``(B,)`` one draw each of the epsilon loss
+        :return: ``(B,)`` one draw each of the denoising loss
         """
         condition = self.actor.condition(self.preprocess(obs))
         return self.process.denoising_loss(self.actor.denoiser, condition, actions)

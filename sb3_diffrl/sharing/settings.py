@@ -318,11 +318,24 @@ POLICY_KWARGS: dict[str, Check] = {
     "denoising_steps": whole(1, 1_000),
     "eta": real(0, 1),
     "sigma_min": real(0, 1e3),
+    "prediction_type": one_of(diffusion.PREDICTION_TYPES),
+    "clip_sample": optional(real(0, 1e6)),
+    "timestep_spacing": one_of(diffusion.TIMESTEP_SPACINGS),
+    "use_clipped_model_output": flag,
     "share_features_extractor": flag,
     "normalize_images": flag,
     "denoiser_kwargs": arguments,
     "features_extractor_kwargs": arguments,
     "optimizer_kwargs": arguments,
+}
+
+
+# Not in files of the first version, where they had their defaults.
+ADDED_POLICY_KWARGS = {
+    "prediction_type",
+    "clip_sample",
+    "timestep_spacing",
+    "use_clipped_model_output",
 }
 
 
@@ -358,6 +371,8 @@ def decode_policy(value: Any) -> tuple[type[DiffusionActorCriticPolicy], dict[st
         policy_class = POLICIES[one_of(POLICIES)(name_of_class)]
     decoded: dict[str, Any] = {}
     with at("kwargs"):
+        if isinstance(kwargs, Mapping):
+            kwargs = {name: parameters[name].default for name in ADDED_POLICY_KWARGS} | kwargs
         for name, argument in zip(names, entries(kwargs, *names), strict=True):
             with at(name):
                 if name in CLASSES:
