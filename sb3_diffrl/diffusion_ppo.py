@@ -191,6 +191,9 @@ class DiffusionPPO(PPO):
         steps = self.policy.finetuned_steps
         self.rollout_buffer.set_chain_shape((steps + 1) * self.policy.action_dim, steps)
         self._outcomes = np.zeros((self.n_steps, self.n_envs), np.int8)
+        if self.verbose >= 1:
+            counts = self.policy.parameter_counts().items()
+            print("Parameters:", ", ".join(f"{name} {number:,}" for name, number in counts))
 
     def _setup_learn(
         self,

@@ -213,7 +213,7 @@ def imitation_losses(
     One draw of each term whose weight is not zero and that has data.
 
     Demonstrations are imitated through the prior, whose prediction is what they taught without the
-    noise of single draws; without a prior, and for own successes, the target is that of the single draw.
+    noise of single draws; without a prior, and for own successes, the target is that of the draw.
 
     :param policy: whose actor is trained
     :param buffer: what there is to imitate

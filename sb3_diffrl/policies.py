@@ -20,12 +20,14 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_diffrl.diffusion import (
+    DENOISERS,
     CudaGraphs,
     Denoiser,
     DiffusionProcess,
-    MlpDenoiser,
     gaussian_log_prob,
+    make_denoiser,
     mixture_log_prob,
+    named,
     pathwise_kl,
 )
 from sb3_diffrl.normalization import ObservationNormalizer
@@ -38,7 +40,7 @@ class DiffusionActor(nn.Module):
 
     :param normalizer: normalises preprocessed observations
     :param features_extractor: encodes them, ``(B, F)``
-    :param denoiser: the epsilon-network
+    :param denoiser: the network
     """
 
     def __init__(
@@ -105,8 +107,10 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         which serve policies trained elsewhere
     :param timestep_spacing: which levels the sampler visits
     :param use_clipped_model_output: whether the noise follows the clipped clean action
-    :param denoiser_class: epsilon-network, called with ``features_dim, action_dim, noise_levels,
-        net_arch=, activation_fn=``
+    :param denoiser_class: a key of ``DENOISERS`` (``"mlp"``, ``"transformer"``), a Denoiser, a
+        network of the user's own (see :class:`~sb3_diffrl.diffusion.registry.ModuleDenoiser`), or
+        the dotted name of either; called with ``features_dim, action_dim, noise_levels, net_arch=,
+        activation_fn=``
     :param denoiser_kwargs: further arguments of it
     :param features_extractor_class: encoder; by default chosen by the observation space
     :param features_extractor_kwargs: its arguments
@@ -144,7 +148,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         clip_sample: float | None = 1.0,
         timestep_spacing: str = "trailing",
         use_clipped_model_output: bool = True,
-        denoiser_class: Callable[..., Denoiser] = MlpDenoiser,
+        denoiser_class: str | Callable[..., nn.Module] = "mlp",
         denoiser_kwargs: dict[str, Any] | None = None,
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
@@ -177,7 +181,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             "timestep_spacing": timestep_spacing,
             "use_clipped_model_output": use_clipped_model_output,
         }
-        self.denoiser_class = denoiser_class
+        self.denoiser_class = named(denoiser_class, DENOISERS)
         self.denoiser_kwargs = denoiser_kwargs or {}
         self._graphs = CudaGraphs()
         super().__init__(
@@ -211,7 +215,8 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         pi_arch, vf_arch = (
             (arch.get("pi", []), arch.get("vf", [])) if isinstance(arch, dict) else (arch, arch)
         )
-        denoiser = self.denoiser_class(
+        denoiser = make_denoiser(
+            self.denoiser_class,
             self.features_dim,
             self.action_dim,
             self.process.noise_levels,
@@ -247,6 +252,19 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         if not self.share_features_extractor:
             parameters += list(self.vf_features_extractor.parameters())
         return parameters
+
+    def parameter_counts(self) -> dict[str, int]:
+        """:return: number of trainable parameters of each part; the prior's are not counted"""
+        parts = {
+            "encoder": list(self.actor.features_extractor.parameters()),
+            "denoiser": list(self.actor.denoiser.parameters()),
+            "critic": self.critic_parameters(),
+        }
+        counts = {
+            name: sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+            for name, parameters in parts.items()
+        }
+        return {**counts, "total": sum(counts.values())}
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return dict(

@@ -214,10 +214,11 @@ class DiffusionProcess(nn.Module):
         """
         output = output.to(noisy.dtype)  # of a network in lower precision
         if isinstance(step, int):
-            of_noisy, of_output, limit, *weights = self._coefficients[ode][step]
+            (of_noisy, of_output, limit, clean_weight, noisy_weight, unclipped_weight) = (
+                self._coefficients[ode][step]
+            )
             scaled = noisy if of_noisy == 1 else noisy * of_noisy
             estimate = scaled.add(output, alpha=of_output)
-            clean_weight, noisy_weight, unclipped_weight = weights
             mean = estimate.clamp(-limit, limit).mul_(clean_weight).add_(noisy, alpha=noisy_weight)
             return mean.add_(estimate, alpha=unclipped_weight) if unclipped_weight else mean
         of_noisy, of_output, limit, clean_weight, noisy_weight, unclipped_weight = (

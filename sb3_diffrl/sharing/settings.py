@@ -372,7 +372,8 @@ def decode_policy(value: Any) -> tuple[type[DiffusionActorCriticPolicy], dict[st
     decoded: dict[str, Any] = {}
     with at("kwargs"):
         if isinstance(kwargs, Mapping):
-            kwargs = {name: parameters[name].default for name in ADDED_POLICY_KWARGS} | kwargs
+            added = {name: parameters[name].default for name in ADDED_POLICY_KWARGS}
+            kwargs = {**added, **kwargs}
         for name, argument in zip(names, entries(kwargs, *names), strict=True):
             with at(name):
                 if name in CLASSES:
