@@ -275,7 +275,8 @@ def _error(
     modes are chosen, that of the predicted noise vanishes with the signal (Salimans and Ho 2022,
     section 4).
     """
-    predicted = policy.actor.denoiser(noisy, levels, policy.actor.condition(obs))
+    condition = policy.actor.condition(policy.actor.augment(obs))
+    predicted = policy.actor.denoiser(noisy, levels, condition)
     squared = (predicted - target).square().mean(dim=-1)
     return (squared / policy.process.velocity_scale[levels]).mean()
 

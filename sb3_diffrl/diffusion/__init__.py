@@ -10,6 +10,7 @@ from sb3_diffrl.diffusion.chain import (
 )
 from sb3_diffrl.diffusion.cuda_graph import CudaGraphs
 from sb3_diffrl.diffusion.denoisers import Denoiser, MlpDenoiser
+from sb3_diffrl.diffusion.exploration import LearnedNoise
 from sb3_diffrl.diffusion.noise_schedules import NOISE_SCHEDULES, make_alpha_bar
 from sb3_diffrl.diffusion.parametrization import PREDICTION_TYPES, TIMESTEP_SPACINGS
 from sb3_diffrl.diffusion.registry import DENOISERS, make_denoiser, named
@@ -23,6 +24,7 @@ __all__ = [
     "CudaGraphs",
     "Denoiser",
     "DiffusionProcess",
+    "LearnedNoise",
     "MlpDenoiser",
     "TransformerDenoiser",
     "gaussian_log_prob",
