@@ -252,7 +252,8 @@ def test_a_policy_of_cameras_and_words_learns_and_is_shared(network: str, tmp_pa
         assert batch.old_log_prob.shape == (len(batch.actions), 5)
     model.save_pretrained(tmp_path)
     loaded = DiffusionPPO.from_pretrained(tmp_path, device="cpu")
-    obs = {key: part[:5] for key, part in data.observations.items()}  # type: ignore[union-attr]  # a dict
+    assert isinstance(data.observations, dict)
+    obs = {key: part[:5] for key, part in data.observations.items()}
     np.testing.assert_array_equal(
         loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0]
     )
@@ -272,13 +273,20 @@ def test_the_ratio_is_one_on_a_fresh_buffer_with_augmentation_on() -> None:
 
 def test_images_and_words_are_understood() -> None:
     """The square's place and the word decide; without either the error is above 0.4."""
-    model = make_model(film_key=None, shared=True)
-    data = demonstrations(512)
-    model.pretrain(data, gradient_steps=400, batch_size=64, validation_fraction=0.0)
-    unseen = demonstrations(640)
-    obs = {key: part[512:] for key, part in unseen.observations.items()}  # type: ignore[union-attr]  # a dict
+    model = make_model(film_key="language", shared=True)
+    data, unseen = demonstrations(512), demonstrations(640)
+    model.pretrain(
+        data,
+        gradient_steps=400,
+        learning_rate=2e-3,
+        warmup_steps=20,
+        batch_size=64,
+        validation_fraction=0.0,
+    )
+    assert isinstance(unseen.observations, dict)
+    obs = {key: part[512:] for key, part in unseen.observations.items()}
     predicted, _ = model.predict(obs)
-    assert float(np.abs(predicted - unseen.actions[512:]).mean()) < 0.25
+    assert float(np.abs(predicted - unseen.actions[512:]).mean()) < 0.15
 
 
 # -- bad arguments -----------------------------------------------------------------------------
