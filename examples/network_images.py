@@ -16,11 +16,8 @@ VISION = {"network_kwargs": {"channels": [16, 32]}, "shared": True, "crop": 0.9}
 class Reach(gym.Env[Any, np.ndarray]):
     """A bright square in the images says where to go."""
 
-    observation_space = spaces.Dict(
-        front=spaces.Box(0, 255, (3, 32, 32), np.uint8),
-        wrist=spaces.Box(0, 255, (3, 32, 32), np.uint8),
-        state=spaces.Box(-1, 1, (2,)),
-    )
+    image = spaces.Box(0, 255, (3, 32, 32), np.uint8)
+    observation_space = spaces.Dict(front=image, wrist=image, state=spaces.Box(-1, 1, (2,)))
     action_space = spaces.Box(-1, 1, (2,))
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
