@@ -1,6 +1,7 @@
 """The examples of networks run and end in something to see."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,3 +30,20 @@ def test_an_example_of_a_network_runs(example: Path, tmp_path: Path) -> None:
 def test_every_network_has_an_example() -> None:
     names = {example.stem.removeprefix("network_") for example in EXAMPLES}
     assert names >= {"mlp", "transformer", "images", "language", "own_module"}
+
+
+def test_the_programs_in_the_docs_run() -> None:
+    page = (Path(__file__).parents[1] / "docs/policies.md").read_text()
+    names: dict[str, object] = {}
+    programs = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(programs) >= 4
+    for program in programs:
+        exec(program, names)
+
+
+def test_every_example_that_the_docs_name_exists() -> None:
+    root = Path(__file__).parents[1]
+    for name in re.findall(
+        r"`((?:examples|benchmarks)/\w+\.py)`", (root / "docs/policies.md").read_text()
+    ):
+        assert (root / name).exists(), name
