@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -26,6 +25,7 @@ from sb3_diffrl.diffusion import (
     Denoiser,
     DiffusionProcess,
     LearnedNoise,
+    choose_parameters,
     gaussian_log_prob,
     make_denoiser,
     mixture_log_prob,
@@ -260,7 +260,11 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         encoder = self.actor.features_extractor
         shared = {id(encoder): encoder} if self.freeze_encoder else {}
         self.prior = copy.deepcopy(self.actor, shared).requires_grad_(False)
-        self._finetuned = self._finetuned_names()
+        self._finetuned = choose_parameters(
+            self.actor,
+            self.finetuned_layers,
+            without="features_extractor" if self.freeze_encoder else None,
+        )
         self.set_finetuning(False)
         self.learned_noise = self._make_learned_noise()
         # Floats, for SB3 treats every entry of a state dict as one.
@@ -291,27 +295,6 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             condition.shape[1],
             self.sigma_arch,
         )
-
-    def _finetuned_names(self) -> list[str]:
-        """Names of the actor's parameters that RL trains."""
-        names = [name for name, _ in self.actor.named_parameters()]
-        if self.freeze_encoder:
-            names = [name for name in names if not name.startswith("features_extractor.")]
-        if self.finetuned_layers is None:
-            return names
-        if isinstance(self.finetuned_layers, int):
-            layers = last_layers(self.actor.denoiser, self.finetuned_layers)
-            patterns = [f"denoiser.{layer}.*" for layer in layers]
-        else:
-            given = self.finetuned_layers
-            patterns = [given] if isinstance(given, str) else list(given)
-        chosen = [name for name in names if any(fnmatchcase(name, each) for each in patterns)]
-        if not chosen:
-            raise ValueError(
-                f"finetuned_layers={self.finetuned_layers!r} leaves nothing to train. Expected a "
-                f"number of at least 1, or patterns of the names {', '.join(names)}."
-            )
-        return chosen
 
     def finetuned_parameters(self) -> list[nn.Parameter]:
         """:return: the parameters of the actor that RL trains, its exploration noise included"""
@@ -671,24 +654,6 @@ class DiffusionMultiInputPolicy(DiffusionActorCriticPolicy):
     """``"MultiInputPolicy"``: encodes a Dict observation by SB3's CombinedExtractor."""
 
     default_features_extractor = CombinedExtractor
-
-
-def last_layers(network: nn.Module, number: int) -> list[str]:
-    """
-    :param network: whose layers follow one another in the order in which they were made; lists
-        count entry by entry
-    :param number: how many
-    :return: names of the last of them
-    """
-    layers: list[str] = []
-    for name, child in network.named_children():
-        entries = child.named_children() if isinstance(child, nn.ModuleList | nn.Sequential) else []
-        parts = [(f"{name}.{entry}", part) for entry, part in entries] or [(name, child)]
-        layers += [name for name, part in parts if any(True for _ in part.parameters())]
-    if len(layers) == 1:
-        inner = last_layers(network.get_submodule(layers[0]), number)
-        layers = [f"{layers[0]}.{name}" for name in inner] or layers
-    return layers[-number:] if number > 0 else []
 
 
 def features_extractor_for(observation_space: spaces.Space) -> type[BaseFeaturesExtractor]:

@@ -12,6 +12,7 @@ from sb3_diffrl.diffusion.cuda_graph import CudaGraphs
 from sb3_diffrl.diffusion.denoisers import Denoiser, MlpDenoiser
 from sb3_diffrl.diffusion.exploration import LearnedNoise
 from sb3_diffrl.diffusion.noise_schedules import NOISE_SCHEDULES, make_alpha_bar
+from sb3_diffrl.diffusion.parameter_choice import choose_parameters
 from sb3_diffrl.diffusion.parametrization import PREDICTION_TYPES, TIMESTEP_SPACINGS
 from sb3_diffrl.diffusion.registry import DENOISERS, make_denoiser, named
 from sb3_diffrl.diffusion.transformer import TransformerDenoiser
@@ -27,6 +28,7 @@ __all__ = [
     "LearnedNoise",
     "MlpDenoiser",
     "TransformerDenoiser",
+    "choose_parameters",
     "gaussian_log_prob",
     "make_alpha_bar",
     "make_denoiser",
