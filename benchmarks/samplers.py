@@ -142,6 +142,8 @@ def figure(rows: list[Row], path: Path) -> None:
     for ax, eta in zip(axes, ETAS, strict=True):
         for i, policy in enumerate(POLICIES):
             mine = [row for row in rows if (*row.key[:2], row.eta) == (*policy, eta)]
+            if not mine:
+                continue
             errors = [
                 [row.success - row.low for row in mine],
                 [row.high - row.success for row in mine],

@@ -30,8 +30,8 @@ class PretrainingResult:
     How pre-training went.
 
     :param gradient_steps: steps taken, fewer than asked after an early stop
-    :param train_loss: epsilon loss, averaged over the last validation interval
-    :param validation_loss: epsilon loss of the averaged weights on the validation episodes; NaN
+    :param train_loss: denoising loss, averaged over the last validation interval
+    :param validation_loss: denoising loss of the averaged weights on the validation episodes; NaN
         without any
     :param stopped_early: whether the validation loss had stopped falling
     """
@@ -288,7 +288,7 @@ def _validate(
     observations: PyTorchObs,
     actions: th.Tensor,
 ) -> float:
-    """Epsilon loss of the averaged weights, on noise that is the same each time."""
+    """Denoising loss of the averaged weights, on noise that is the same each time."""
     average.eval()
     with th.no_grad(), preserved_random_state(seed=0):
         condition = average.condition(policy.preprocess(observations))
