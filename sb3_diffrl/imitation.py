@@ -5,7 +5,7 @@ successes.
 Policy gradients see only the states that the policy visits; elsewhere, and on the clean task
 foremost, nothing holds it. Three terms do, each weighted by itself:
 
-- *demonstrations*: on demonstrated states the policy keeps the prior's noise prediction;
+- *demonstrations*: on demonstrated states the policy keeps the prior's prediction;
 - *context*: the same where the entries of the observation that hardly vary in the demonstrations
   (where obstacles or objects stand) take the values met online. It carries the demonstrated
   behaviours over to the new scene, also where the prior never succeeds and no reward is seen;
@@ -213,7 +213,7 @@ def imitation_losses(
     One draw of each term whose weight is not zero and that has data.
 
     Demonstrations are imitated through the prior, whose prediction is what they taught without the
-    noise of single draws; without a prior, and for own successes, the target is the noise itself.
+    noise of single draws; without a prior, and for own successes, the target is that of the draw.
 
     :param policy: whose actor is trained
     :param buffer: what there is to imitate
@@ -227,8 +227,7 @@ def imitation_losses(
     if demonstrations is not None and (weights["demonstrations"] or weights["context"]):
         obs, actions = demonstrations.draw(batch_size)
         obs = policy.preprocess(obs)
-        levels, noise, noisy = _diffuse(policy, actions)
-        target = noise
+        levels, target, noisy = _diffuse(policy, actions)
         if policy.has_prior:
             with th.no_grad():
                 target = policy.prior.denoiser(noisy, levels, policy.prior.condition(obs))
@@ -242,19 +241,20 @@ def imitation_losses(
     successes = buffer.batches("successes", policy)
     if successes is not None and weights["successes"]:
         obs, actions = successes.draw(batch_size)
-        levels, noise, noisy = _diffuse(policy, actions)
-        losses["successes"] = _error(policy, policy.preprocess(obs), noisy, levels, noise)
+        levels, target, noisy = _diffuse(policy, actions)
+        losses["successes"] = _error(policy, policy.preprocess(obs), noisy, levels, target)
     return losses
 
 
 def _diffuse(
     policy: DiffusionActorCriticPolicy, actions: th.Tensor
 ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-    """Noise actions to the levels of the fine-tuned steps."""
+    """Levels of the fine-tuned steps, what to predict there, and the actions noised to them."""
     visited = policy.process.levels[-policy.finetuned_steps :]
     levels = visited[th.randint(len(visited), (len(actions),), device=actions.device)]
     noise = th.randn_like(actions)
-    return levels, noise, policy.process.diffuse(actions, levels, noise)
+    process = policy.process
+    return levels, process.target(actions, levels, noise), process.diffuse(actions, levels, noise)
 
 
 def _error(
@@ -265,13 +265,14 @@ def _error(
     target: th.Tensor,
 ) -> th.Tensor:
     """
-    Squared error of the velocity, ``eps / sqrt(alpha_bar)`` apart from what both share: at high
-    noise, where modes are chosen, that of eps alone vanishes with the signal (Salimans and Ho 2022,
-    section 4). Its weight is capped at 5, lest the levels of nearly pure noise drown the others.
+    Squared error in units of the velocity, whatever the network predicts: at high noise, where
+    modes are chosen, that of the predicted noise vanishes with the signal (Salimans and Ho 2022,
+    section 4).
     """
-    predicted = policy.actor.denoiser(noisy, levels, policy.actor.condition(obs))
+    condition = policy.actor.condition(policy.actor.augment(obs))
+    predicted = policy.actor.denoiser(noisy, levels, condition)
     squared = (predicted - target).square().mean(dim=-1)
-    return (squared / policy.process.alpha_bar[levels].clamp(min=0.2)).mean()
+    return (squared / policy.process.velocity_scale[levels]).mean()
 
 
 def _map(function: Any, observations: Any) -> Any:

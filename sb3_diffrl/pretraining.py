@@ -31,8 +31,8 @@ class PretrainingResult:
     How pre-training went.
 
     :param gradient_steps: steps taken, fewer than asked after an early stop
-    :param train_loss: epsilon loss, averaged over the last validation interval
-    :param validation_loss: epsilon loss of the averaged weights on the validation episodes; NaN
+    :param train_loss: denoising loss, averaged over the last validation interval
+    :param validation_loss: denoising loss of the averaged weights on the validation episodes; NaN
         without any
     :param stopped_early: whether the validation loss had stopped falling
     """
@@ -129,6 +129,7 @@ def pretrain(
     stopped_early = False
     step = 0
     policy.set_training_mode(True)
+    policy.set_finetuning(False)
     for step in tqdm(range(1, gradient_steps + 1), "pre-training", disable=not progress_bar):
         observations, actions = train_data.draw(batch_size)
         optimizer.zero_grad(set_to_none=True)
@@ -256,7 +257,7 @@ def _validate(
     average: DiffusionActor,
     data: Batches,
 ) -> float:
-    """Epsilon loss of the averaged weights, on noise that is the same each time."""
+    """Denoising loss of the averaged weights, on noise that is the same each time."""
     average.eval()
     loss = 0.0
     with th.no_grad(), preserved_random_state(seed=0):

@@ -726,7 +726,7 @@ def test_every_level_looks_different_to_the_denoiser() -> None:
         ({"sigma_min": 0.0}, r"sigma_min must be positive.*got 0.0"),
         ({"sigma_min": -1.0}, r"sigma_min must be positive.*got -1.0"),
         ({"sigma_min": math.nan}, r"sigma_min must be positive.*got nan"),
-        ({"noise_schedule": "sigmoid"}, r"'sigmoid'.*\['cosine', 'linear'\]"),
+        ({"noise_schedule": "sigmoid"}, r"'sigmoid'.*\['cosine', 'linear', "),
     ],
 )
 def test_a_process_out_of_range_is_refused(arguments: dict[str, Any], message: str) -> None:

@@ -24,12 +24,19 @@ from torch import nn
 
 from sb3_diffrl.diffusion.denoisers import Denoiser
 from sb3_diffrl.diffusion.noise_schedules import make_alpha_bar
+from sb3_diffrl.diffusion.parametrization import PREDICTION_TYPES, TIMESTEP_SPACINGS
 
 # Tables of the transition's mean, along the ODE or not.
 COEFFICIENTS = {
-    ode: ("noise", "signal", f"clean_weight{suffix}", f"noisy_weight{suffix}")
+    ode: (
+        *("estimate_noisy", "estimate_output", "estimate_limit"),
+        *(f"{name}_weight{suffix}" for name in ("clean", "noisy", "unclipped")),
+    )
     for ode, suffix in ((False, ""), (True, "_ode"))
 }
+# Squared errors in units of the velocity are divided by no less, lest the levels where they are
+# large drown the others.
+MIN_VELOCITY_SCALE = 0.2
 
 
 class DiffusionProcess(nn.Module):
@@ -39,8 +46,9 @@ class DiffusionProcess(nn.Module):
 
     Every reverse transition is ``N(mu_i, sigma_i^2 I)``: with ``eta = 1`` and ``K = T`` it is
     DDPM's, with ``eta = 0`` and no floor it is deterministic. ``sigma_min`` keeps every step
-    stochastic, so that it has a likelihood and explores. Clean-action estimates are clipped to [-1,
-    1] and the noise recomputed from the clipped value.
+    stochastic, so that it has a likelihood and explores. The defaults clip the estimates of the
+    clean action to [-1, 1] and recompute the noise from the clipped value; the options are those of
+    diffusers' schedulers, for policies trained with them.
 
     :param noise_schedule: a key of ``NOISE_SCHEDULES``
     :param noise_levels: number of levels ``T`` which the denoiser is trained on
@@ -48,6 +56,12 @@ class DiffusionProcess(nn.Module):
     :param eta: stochasticity of DDIM, 0 (ODE) to 1 (DDPM)
     :param sigma_min: exploration floor of the transitions' standard deviation, in scaled action
         units, above 0
+    :param prediction_type: what the denoiser predicts: the noise ``"epsilon"``, the clean action
+        ``"sample"`` or the velocity ``"v"``, a key of ``PREDICTION_TYPES``
+    :param clip_sample: bound of the clean action's estimates, None for none
+    :param timestep_spacing: which levels the sampler visits, a key of ``TIMESTEP_SPACINGS``
+    :param use_clipped_model_output: whether the noise is recomputed from the clipped estimate;
+        False for DDIM as diffusers does it by default
     :raises ValueError: for a value out of its range
     """
 
@@ -55,12 +69,9 @@ class DiffusionProcess(nn.Module):
     levels: th.Tensor
     std: th.Tensor
     sampling_std: th.Tensor
-    signal: th.Tensor
-    noise: th.Tensor
-    clean_weight: th.Tensor
-    noisy_weight: th.Tensor
-    clean_weight_ode: th.Tensor
-    noisy_weight_ode: th.Tensor
+    target_clean: th.Tensor
+    target_noise: th.Tensor
+    velocity_scale: th.Tensor
 
     def __init__(
         self,
@@ -69,6 +80,10 @@ class DiffusionProcess(nn.Module):
         denoising_steps: int = 5,
         eta: float = 1.0,
         sigma_min: float = 0.1,
+        prediction_type: str = "epsilon",
+        clip_sample: float | None = 1.0,
+        timestep_spacing: str = "trailing",
+        use_clipped_model_output: bool = True,
     ):
         super().__init__()
         if not 1 <= denoising_steps <= noise_levels:
@@ -82,34 +97,55 @@ class DiffusionProcess(nn.Module):
             raise ValueError(
                 f"sigma_min must be positive, else the chain has no likelihood; got {sigma_min}."
             )
+        for name, value, known in (
+            ("prediction_type", prediction_type, PREDICTION_TYPES),
+            ("timestep_spacing", timestep_spacing, TIMESTEP_SPACINGS),
+        ):
+            if value not in known:
+                raise ValueError(f"Unknown {name} {value!r}: expected one of {sorted(known)}.")
+        if clip_sample is not None and not clip_sample > 0:
+            raise ValueError(
+                f"clip_sample must be positive, or None for no clipping, got {clip_sample}."
+            )
         self.noise_levels, self.denoising_steps = noise_levels, denoising_steps
+        self.use_clipped_model_output = use_clipped_model_output
         with th.device("cpu"):  # where their values can be read, whatever device is the default
             alpha_bar = make_alpha_bar(noise_schedule, noise_levels)
+            signals, noises = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+            p, q = PREDICTION_TYPES[prediction_type](signals, noises)
+            determinant = p * noises - q * signals
 
-            # tau_0 = T > tau_1 > ... > tau_{K-1} >= 1, evenly spaced; each step leads to the next
-            # level, the last to 0.
-            levels = th.linspace(noise_levels, 0, denoising_steps + 1).round().long()
-            now, after = alpha_bar[levels[:-1]], alpha_bar[levels[1:]]
+            # Each step leads to the next of the visited levels, the last to 0.
+            levels = TIMESTEP_SPACINGS[timestep_spacing](noise_levels, denoising_steps)
+            now, after = alpha_bar[levels], alpha_bar[[*levels[1:].tolist(), 0]]
             ddim_std = eta * ((1 - after) / (1 - now) * (1 - now / after)).clamp(min=0).sqrt()
-            # With the noise recomputed from the clipped clean action, the mean is linear in the
-            # noisy and the clean action, which is scaled by the signal throughout.
-            signal, noise = now.sqrt(), (1 - now).sqrt()
-            noisy_weight = (1 - after - ddim_std**2).clamp(min=0).sqrt() / noise
-            noisy_weight_ode = (1 - after).sqrt() / noise
+            # The clean action is scaled by |determinant| throughout, lest it be divided by little.
+            signal, noise, scale = signals[levels], noises[levels], determinant[levels].abs()
+            sign = determinant[levels].sign()
             tables = {
-                "alpha_bar": alpha_bar,  # (T + 1,)
-                "signal": signal,  # (K,), like all that follow
-                "noise": noise,
-                "clean_weight": after.sqrt() / signal - noisy_weight,
-                "noisy_weight": noisy_weight,
-                "clean_weight_ode": after.sqrt() / signal - noisy_weight_ode,
-                "noisy_weight_ode": noisy_weight_ode,
+                "alpha_bar": alpha_bar,  # (T + 1,), like the next three
+                "target_clean": p,
+                "target_noise": q,
+                "velocity_scale": (determinant**2).clamp(min=MIN_VELOCITY_SCALE),
+                "estimate_noisy": -q[levels] * sign,  # (K,), like all that follow
+                "estimate_output": noise * sign,
+                "estimate_limit": scale * (math.inf if clip_sample is None else clip_sample),
                 "sampling_std": ddim_std,  # without the floor: no noise in the last step
                 "std": ddim_std.clamp(min=sigma_min),
             }
+            # The mean sqrt(after) a_0 + direction eps, where eps = (a_t - signal a_0) / noise, is
+            # linear in the noisy action, the clipped estimate, and where eps keeps to it the
+            # unclipped one.
+            for suffix, std in (("", ddim_std), ("_ode", th.zeros_like(ddim_std))):
+                noisy_weight = (1 - after - std**2).clamp(min=0).sqrt() / noise
+                of_clean, of_noise = after.sqrt() / scale, noisy_weight * (signal / scale)
+                recomputes = use_clipped_model_output
+                tables[f"clean_weight{suffix}"] = of_clean - of_noise * recomputes
+                tables[f"noisy_weight{suffix}"] = noisy_weight
+                tables[f"unclipped_weight{suffix}"] = -of_noise * (not recomputes)
         for name, table in tables.items():
             self.register_buffer(name, table.float(), persistent=False)
-        self.register_buffer("levels", levels[:-1], persistent=False)
+        self.register_buffer("levels", levels, persistent=False)
         # The same as numbers, which cost a single step neither an index nor a wait for the device.
         numbers = {name: table.float().tolist() for name, table in tables.items()}
         self._std = {True: numbers["sampling_std"], False: numbers["std"]}
@@ -130,14 +166,26 @@ class DiffusionProcess(nn.Module):
         kept = self.alpha_bar[levels].unsqueeze(-1)
         return kept.sqrt() * actions + (1 - kept).sqrt() * noise
 
+    def target(self, actions: th.Tensor, levels: th.Tensor, noise: th.Tensor) -> th.Tensor:
+        """
+        What the denoiser is to predict, by the prediction type.
+
+        :param actions: ``(B, D)`` clean actions in [-1, 1]
+        :param levels: ``(B,)`` levels, 1 to ``T``
+        :param noise: ``(B, D)`` standard normal, as in :meth:`diffuse`
+        :return: ``(B, D)``
+        """
+        clean_part, noise_part = self.target_clean[levels], self.target_noise[levels]
+        return clean_part.unsqueeze(-1) * actions + noise_part.unsqueeze(-1) * noise
+
     def denoising_loss(
         self, denoiser: Denoiser, condition: th.Tensor, actions: th.Tensor
     ) -> th.Tensor:
         """
-        One draw of ``||eps - eps_theta(a_t, t, s)||^2`` per action (paper, section 2.1), levels
-        drawn uniformly.
+        One draw of ``||eps - eps_theta(a_t, t, s)||^2`` per action (paper, section 2.1), or of the
+        same error of another prediction type, levels drawn uniformly.
 
-        :param denoiser: the epsilon-network
+        :param denoiser: the network
         :param condition: ``(B, C)`` what ``denoiser.condition`` made of the observations
         :param actions: ``(B, D)`` clean actions in [-1, 1]
         :return: ``(B,)`` squared errors, averaged over ``D``
@@ -145,12 +193,12 @@ class DiffusionProcess(nn.Module):
         levels = th.randint(1, self.noise_levels + 1, actions.shape[:1], device=actions.device)
         noise = th.randn_like(actions)
         predicted = denoiser(self.diffuse(actions, levels, noise), levels, condition)
-        return (noise - predicted).square().mean(dim=-1)
+        return (self.target(actions, levels, noise) - predicted).square().mean(dim=-1)
 
     def transition_mean(
         self,
         noisy: th.Tensor,
-        epsilon: th.Tensor,
+        output: th.Tensor,
         step: int | slice = slice(None),
         ode: bool = False,
     ) -> th.Tensor:
@@ -159,21 +207,26 @@ class DiffusionProcess(nn.Module):
         action).
 
         :param noisy: ``(B, D)`` for one step, ``(B, k, D)`` for a slice of ``k`` steps
-        :param epsilon: predicted noise, of the same shape
+        :param output: what the denoiser predicts, of the same shape
         :param step: index ``i`` of the step, or the slice of steps
         :param ode: whether to follow the probability-flow ODE (``eta = 0``)
         :return: mean of the next, less noisy action, of the same shape
         """
-        epsilon = epsilon.to(noisy.dtype)  # of a network in lower precision
+        output = output.to(noisy.dtype)  # of a network in lower precision
         if isinstance(step, int):
-            noise, signal, clean_weight, noisy_weight = self._coefficients[ode][step]
-            clean = th.sub(noisy, epsilon, alpha=noise).clamp_(-signal, signal)
-            return clean.mul_(clean_weight).add_(noisy, alpha=noisy_weight)
-        noise, signal, clean_weight, noisy_weight = (
+            (of_noisy, of_output, limit, clean_weight, noisy_weight, unclipped_weight) = (
+                self._coefficients[ode][step]
+            )
+            scaled = noisy if of_noisy == 1 else noisy * of_noisy
+            estimate = scaled.add(output, alpha=of_output)
+            mean = estimate.clamp(-limit, limit).mul_(clean_weight).add_(noisy, alpha=noisy_weight)
+            return mean.add_(estimate, alpha=unclipped_weight) if unclipped_weight else mean
+        of_noisy, of_output, limit, clean_weight, noisy_weight, unclipped_weight = (
             getattr(self, name)[step].unsqueeze(-1) for name in COEFFICIENTS[ode]
         )
-        clean = (noisy - noise * epsilon).clamp(-signal, signal)
-        return clean_weight * clean + noisy_weight * noisy
+        estimate = of_noisy * noisy + of_output * output
+        mean = clean_weight * estimate.clamp(-limit, limit) + noisy_weight * noisy
+        return mean if self.use_clipped_model_output else mean + unclipped_weight * estimate
 
     def sample(
         self,
@@ -183,6 +236,7 @@ class DiffusionProcess(nn.Module):
         ode: bool = False,
         frozen_steps: int = 0,
         from_policy: th.Tensor | None = None,
+        learned_std: th.Tensor | None = None,
     ) -> tuple[th.Tensor, list[th.Tensor]]:
         """
         Draw chains: the one place where the sampler steps.
@@ -194,6 +248,8 @@ class DiffusionProcess(nn.Module):
         :param ode: follow the probability-flow ODE
         :param frozen_steps: number of first steps that the last of the networks takes for all
         :param from_policy: ``(N, 1)`` whether the policy acts or the prior; None for the policy
+        :param learned_std: ``(N, k)`` standard deviations of the policy's steps, None for the
+            process's, which are the prior's in any case
         :return: ends of the chains ``(N, k + 1, D)``, where ``k = K - frozen_steps``, and their
             means ``(N, k, D)`` under the policy and, given ``from_policy``, under the prior
         """
@@ -205,20 +261,26 @@ class DiffusionProcess(nn.Module):
 
         if frozen_steps:
             net, condition = networks[-1]
-            epsilon = net.stepwise(self.levels[:frozen_steps], condition)
+            output = net.stepwise(self.levels[:frozen_steps], condition)
             for step in range(frozen_steps):
-                noisy = draw(self.transition_mean(noisy, epsilon(noisy, step), step, ode), step)
+                noisy = draw(self.transition_mean(noisy, output(noisy, step), step, ode), step)
 
         n_tuned = 1 if from_policy is None else 2
         levels = self.levels[frozen_steps:]
-        epsilons = [net.stepwise(levels, condition) for net, condition in networks[:n_tuned]]
+        outputs = [net.stepwise(levels, condition) for net, condition in networks[:n_tuned]]
         chain, means = [noisy], []
         for i, step in enumerate(range(frozen_steps, self.denoising_steps)):
-            means += [self.transition_mean(noisy, eps(noisy, i), step, ode) for eps in epsilons]
+            means += [self.transition_mean(noisy, out(noisy, i), step, ode) for out in outputs]
             mean = means[-1]
             if from_policy is not None:
                 mean = th.where(from_policy, means[-2], mean)
-            noisy = draw(mean, step)
+            if ode or learned_std is None:
+                noisy = draw(mean, step)
+            else:
+                scale = learned_std[:, i, None]
+                if from_policy is not None:
+                    scale = th.where(from_policy, scale, std[step])
+                noisy = mean + scale * fresh[step]
             chain.append(noisy)
         return th.stack(chain, dim=1), [th.stack(means[i::n_tuned], dim=1) for i in range(n_tuned)]
 
@@ -226,15 +288,15 @@ class DiffusionProcess(nn.Module):
         """
         Means of the transitions of stored chains, in one call of the network.
 
-        :param denoiser: the epsilon-network
+        :param denoiser: the network
         :param chain: ``(B, k + 1, D)``, whole chains or their ends
         :param condition: ``(B, C)`` from ``denoiser.condition``
         :return: ``(B, k, D)`` mean of ``chain[:, 1:]`` given the entry before
         """
         noisy = chain[:, :-1]
         steps = slice(self.denoising_steps - noisy.shape[1], None)
-        epsilon = denoiser(noisy, self.levels[steps], condition.unsqueeze(1))
-        return self.transition_mean(noisy, epsilon, steps)
+        output = denoiser(noisy, self.levels[steps], condition.unsqueeze(1))
+        return self.transition_mean(noisy, output, steps)
 
 
 def gaussian_log_prob(value: th.Tensor, mean: th.Tensor, std: th.Tensor) -> th.Tensor:
@@ -250,9 +312,14 @@ def gaussian_log_prob(value: th.Tensor, mean: th.Tensor, std: th.Tensor) -> th.T
     return -0.5 * squared - value.shape[-1] * (std.log() + 0.5 * math.log(2 * math.pi))
 
 
-def pathwise_kl(mean: th.Tensor, prior_mean: th.Tensor, std: th.Tensor) -> th.Tensor:
+def pathwise_kl(
+    mean: th.Tensor,
+    prior_mean: th.Tensor,
+    std: th.Tensor,
+    prior_std: th.Tensor | None = None,
+) -> th.Tensor:
     """
-    KL divergence between two chains with equal standard deviations, along given chains.
+    KL divergence between two chains, along given chains.
 
     Averaged over chains of the first process it is exactly ``KL(chain || prior chain)``, and by the
     data-processing inequality an upper bound on the KL divergence of the actions. On chains drawn
@@ -260,10 +327,16 @@ def pathwise_kl(mean: th.Tensor, prior_mean: th.Tensor, std: th.Tensor) -> th.Te
 
     :param mean: ``(..., K, D)`` transition means of the policy
     :param prior_mean: ``(..., K, D)`` transition means of the prior on the same chains
-    :param std: ``(K,)``
+    :param std: ``(K,)``, or ``(..., K)`` given ``prior_std``
+    :param prior_std: ``(K,)`` standard deviations of the prior; None where they are the policy's
     :return: ``(...)`` nats per decision
     """
-    return ((mean - prior_mean) / std.unsqueeze(-1)).square().sum(dim=(-2, -1)) / 2
+    denominator = std if prior_std is None else prior_std
+    distance = ((mean - prior_mean) / denominator.unsqueeze(-1)).square().sum(dim=(-2, -1)) / 2
+    if prior_std is None:
+        return distance
+    ratio = (std / prior_std).square()
+    return distance + mean.shape[-1] / 2 * (ratio - 1 - ratio.log()).sum(dim=-1)
 
 
 def mixture_log_prob(

@@ -1,9 +1,11 @@
 """
 Noise schedules: how much of the action is left at each of the ``T`` noise levels.
 
-Each ends at ``alpha_bar = ALPHA_BAR_END``, not at 0: from pure noise the clean action would be the
-quotient of two rounding errors, and the likelihood of the first denoising step no longer a number
-that float32 repeats.
+``cosine`` and ``linear`` end at ``alpha_bar = ALPHA_BAR_END``, not at 0: from pure noise the clean
+action would be the quotient of two rounding errors, and the likelihood of the first denoising step
+no longer a number that float32 repeats. ``squared_cosine_capped`` is what most policies of robotics
+were trained with, and goes down to 1e-7: with it, predict ``"sample"`` or ``"v"``, which divide by
+nothing small, where the first step is to be fine-tuned.
 """
 
 import math
@@ -37,7 +39,26 @@ def linear(t: th.Tensor) -> th.Tensor:
     return ALPHA_BAR_END ** ((t + 99.5 * t**2) / 100.5)
 
 
-NOISE_SCHEDULES: dict[str, Callable[[th.Tensor], th.Tensor]] = {"cosine": cosine, "linear": linear}
+def squared_cosine_capped(t: th.Tensor) -> th.Tensor:
+    """
+    Squared-cosine schedule with the noise added per level, ``beta``, capped at 0.999 instead of
+    stretched (Nichol and Dhariwal 2021, section 3.2): ``squaredcos_cap_v2`` of diffusers and the
+    cosine schedule of DPPO, computed in single precision as they are. Their timestep ``t - 1`` is
+    level ``t``.
+
+    :param t: noise levels as fractions of ``T``, 0 to 1 in equal steps
+    :return: ``alpha_bar``, of the same shape
+    """
+    kept = ((t + 0.008) / 1.008 * math.pi / 2).cos() ** 2
+    betas = (1 - kept[1:] / kept[:-1]).clamp(max=0.999).float()
+    return th.cat([th.ones_like(betas[:1]), (1 - betas).cumprod(0)]).to(t.dtype)
+
+
+NOISE_SCHEDULES: dict[str, Callable[[th.Tensor], th.Tensor]] = {
+    "cosine": cosine,
+    "linear": linear,
+    "squared_cosine_capped": squared_cosine_capped,
+}
 
 
 def make_alpha_bar(kind: str, n_levels: int) -> th.Tensor:
