@@ -11,8 +11,10 @@ from sb3_diffrl.diffusion.chain import (
 )
 from sb3_diffrl.diffusion.cuda_graph import CudaGraphs
 from sb3_diffrl.diffusion.denoisers import Denoiser, MlpDenoiser
+from sb3_diffrl.diffusion.dppo_mlp import DppoMlpDenoiser
 from sb3_diffrl.diffusion.noise_schedules import NOISE_SCHEDULES, make_alpha_bar
 from sb3_diffrl.diffusion.parametrization import PREDICTION_TYPES, TIMESTEP_SPACINGS
+from sb3_diffrl.diffusion.unet import UnetDenoiser
 
 __all__ = [
     "NOISE_SCHEDULES",
@@ -21,7 +23,9 @@ __all__ = [
     "CudaGraphs",
     "Denoiser",
     "DiffusionProcess",
+    "DppoMlpDenoiser",
     "MlpDenoiser",
+    "UnetDenoiser",
     "gaussian_log_prob",
     "make_alpha_bar",
     "mixture_log_prob",
