@@ -311,6 +311,8 @@ def _net_arch(value: Any) -> Any:
     return layers(value)
 
 
+_numbers = list_of(real(), 2**14)
+
 POLICY_KWARGS: dict[str, Check] = {
     "net_arch": _net_arch,
     "noise_schedule": one_of(diffusion.NOISE_SCHEDULES),
@@ -322,6 +324,7 @@ POLICY_KWARGS: dict[str, Check] = {
     "clip_sample": optional(real(0, 1e6)),
     "timestep_spacing": one_of(diffusion.TIMESTEP_SPACINGS),
     "use_clipped_model_output": flag,
+    "action_range": optional(list_of(_numbers, 2)),
     "share_features_extractor": flag,
     "normalize_images": flag,
     "denoiser_kwargs": arguments,
@@ -336,6 +339,7 @@ ADDED_POLICY_KWARGS = {
     "clip_sample",
     "timestep_spacing",
     "use_clipped_model_output",
+    "action_range",
 }
 
 

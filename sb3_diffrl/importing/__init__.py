@@ -1,0 +1,5 @@
+"""Policies trained by LeRobot and by DPPO, as models of this package."""
+
+from sb3_diffrl.importing.lerobot import load_lerobot
+
+__all__ = ["load_lerobot"]
