@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import pathlib
 from collections import defaultdict
 from typing import Any, ClassVar, TypeVar
@@ -53,6 +54,9 @@ from sb3_diffrl.schedules import (
     ScheduleSpec,
     Signals,
 )
+from sb3_diffrl.wrappers.action_chunks import ActionChunkWrapper
+from sb3_diffrl.wrappers.decisions import decisions, mending_spaces
+from sb3_diffrl.wrappers.records import WrapperRecord, find, recorded_wrappers
 
 SelfDiffusionPPO = TypeVar("SelfDiffusionPPO", bound="DiffusionPPO")
 
@@ -154,6 +158,7 @@ class DiffusionPPO(PPO):
         self._actor_moved = False
         self._prior_kl: float | None = None
         self._random_state: dict[str, Any] | None = None
+        self.env_wrappers: list[WrapperRecord] = recorded_wrappers(self.env)
         if _init_setup_model:
             self._setup_model()
             if prior is not None:
@@ -167,6 +172,40 @@ class DiffusionPPO(PPO):
         check_action_space(env.action_space)
         return PPO._wrap_env(env, verbose, monitor_wrapper)
 
+    def _check_discount(self) -> None:
+        """Warn where rewards within a chunk are discounted by another rate than those beyond."""
+        chunk = find(self.env_wrappers, ActionChunkWrapper.__name__)
+        if chunk is None or chunk["gamma"] == 1:
+            return
+        expected = chunk["gamma"] ** chunk["n_executed"]
+        if not math.isclose(self.gamma, expected, rel_tol=1e-3):
+            log.warning(
+                "gamma=%g of the model is a discount per decision of %d environment steps; to "
+                "gamma=%g of ActionChunkWrapper, which is one per step, belongs gamma=%g.",
+                *(self.gamma, chunk["n_executed"], chunk["gamma"], expected),
+            )
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        Set the env as SB3 does, and record its wrappers.
+
+        :param env: to train in, wrapped as the one before
+        :param force_reset: whether it is reset before training
+        :raises ValueError: where its spaces are not the model's, saying how to mend it
+        """
+        with mending_spaces():
+            super().set_env(env, force_reset)
+        self._record_wrappers()
+
+    def _record_wrappers(self) -> None:
+        """Follow the env's wrappers, where it has any."""
+        found = recorded_wrappers(self.env)
+        if found and self.env_wrappers and found != self.env_wrappers:
+            log.warning(
+                "The env is wrapped in %s, other than the one before: %s.", found, self.env_wrappers
+            )
+        self.env_wrappers = found or self.env_wrappers
+
     def _setup_model(self) -> None:
         """Policy and buffer as SB3 builds them, then the buffer widened to the policy's chains."""
         # Parsed once more, for `load(path, beta=...)` sets the attributes as they are given.
@@ -174,6 +213,7 @@ class DiffusionPPO(PPO):
         self.mixing = MIXING.schedule(self.mixing)
         self.imitation = Imitation.parse(self.imitation)
         check_precision(self.precision)
+        self._check_discount()
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             raise ValueError(f"micro_batch_size must be at least 1, got {self.micro_batch_size}.")
         buffer_class = self.rollout_buffer_class
@@ -261,10 +301,17 @@ class DiffusionPPO(PPO):
         Give demonstrations to imitate during RL where the prior was trained elsewhere, or after
         loading.
 
-        :param demonstrations: in the env's own units
+        :param demonstrations: in the env's own units, step-wise or as decisions
         :raises ValueError: where they do not fit the spaces
         """
-        self.imitation_buffer.set_demonstrations(self._as_seen(demonstrations), self.policy)
+        seen = self._as_seen(self._decisions(demonstrations))
+        self.imitation_buffer.set_demonstrations(seen, self.policy)
+
+    def _decisions(self, demonstrations: Demonstrations) -> Demonstrations:
+        """Cut into decisions of the wrapped env what is not."""
+        return decisions(
+            demonstrations, self.env_wrappers, self.observation_space, self.action_space
+        )
 
     def _as_seen(self, demonstrations: Demonstrations) -> Demonstrations:
         """Normalise as the env does, where it does."""
@@ -281,10 +328,14 @@ class DiffusionPPO(PPO):
         Under ``VecNormalize(norm_obs=True)`` the observation statistics are set from the
         demonstrations and held from then on, for moving statistics would drift the frozen prior.
 
+        Where the env predicts chunks or sees histories, step-wise demonstrations are cut into
+        such decisions, see :meth:`Demonstrations.windows`.
+
         :param demonstrations: what to imitate, in the env's own units
         :param kwargs: see :func:`sb3_diffrl.pretraining.pretrain`
         :return: losses and steps taken
         """
+        demonstrations = self._decisions(demonstrations)
         env = self._vec_normalize_env
         if env is not None and env.norm_obs and kwargs.get("fit_normalizer", True):
             checked = check_demonstrations(demonstrations, self.policy)
@@ -670,8 +721,11 @@ class DiffusionPPO(PPO):
         :param args: as in SB3
         :param kwargs: as in SB3
         :return: the model
+        :raises ValueError: where the spaces of an env are not the model's, saying how to mend it
         """
-        model = super().load(path, *args, **kwargs)
+        with mending_spaces():
+            model = super().load(path, *args, **kwargs)
+        model._record_wrappers()
         if model._random_state is not None and "seed" not in kwargs:
             set_random_state(model._random_state)
         return model

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_diffrl.random_state import preserved_random_state
@@ -21,7 +22,7 @@ class Evaluation:
 
     :param successes: ``(E,)`` bool
     :param returns: ``(E,)`` undiscounted
-    :param lengths: ``(E,)`` decisions
+    :param lengths: ``(E,)`` environment steps
     :param infos: last ``info`` of each episode
     """
 
@@ -77,6 +78,7 @@ def evaluate(
     :return: the statistics; an episode succeeds where its last ``info["is_success"]`` says so
     """
     vec_env = as_vec_env(env)
+    monitored = all(vec_env.env_is_wrapped(Monitor))
     with preserved_random_state(seed):
         vec_env.seed(seed)
         observations = vec_env.reset()
@@ -88,11 +90,13 @@ def evaluate(
             actions, _ = model.predict(observations, deterministic=deterministic)  # type: ignore[arg-type]
             observations, rewards, dones, infos = vec_env.step(actions)
             returns += rewards
-            lengths += 1
+            lengths += [info.get("env_steps", 1) for info in infos]  # a chunk makes several
             for i in np.flatnonzero(dones):
                 if quota[i] > 0:
                     quota[i] -= 1
-                    episodes.append((returns[i], lengths[i], infos[i]))
+                    # A Monitor inside knows the rewards before chunks discount them.
+                    total = infos[i]["episode"]["r"] if monitored else returns[i]
+                    episodes.append((total, lengths[i], infos[i]))
                 returns[i] = lengths[i] = 0
     return Evaluation(
         successes=np.array([bool(info.get("is_success", False)) for _, _, info in episodes]),

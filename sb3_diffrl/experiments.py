@@ -25,6 +25,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
+import gymnasium as gym
 import numpy as np
 import rich.box
 import torch as th
@@ -32,7 +33,13 @@ from rich.table import Table
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor, unwrap_vec_normalize
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    VecEnv,
+    VecMonitor,
+    unwrap_vec_normalize,
+)
 
 import sb3_diffrl_zoo_hook as zoo_hook
 from sb3_diffrl.callbacks import SuccessCallback
@@ -59,7 +66,7 @@ def algorithm_arguments(hyperparams: Mapping[str, Any]) -> dict[str, Any]:
     :param hyperparams: an entry of RL Zoo's
     :return: those that are the algorithm's own, ``"lin_3.0e-4"`` made a schedule
     """
-    others = ("n_envs", "n_timesteps", "policy", "demonstrations", "pretrain")
+    others = ("n_envs", "n_timesteps", "policy", "demonstrations", "pretrain", "env_wrapper")
     arguments = {name: value for name, value in hyperparams.items() if name not in others}
     for name in ("learning_rate", "clip_range", "critic_learning_rate"):
         if name in arguments:
@@ -70,14 +77,43 @@ def algorithm_arguments(hyperparams: Mapping[str, Any]) -> dict[str, Any]:
 # -- building blocks ---------------------------------------------------------------------------
 
 
+Wrap = Callable[[gym.Env], gym.Env]
+
+
+def wrapping(hyperparams: Mapping[str, Any]) -> Wrap | None:
+    """
+    :param hyperparams: an entry of RL Zoo's
+    :return: what its ``env_wrapper`` does to an env, None without one
+    """
+    zoo_hook.install()
+    from rl_zoo3.utils import get_wrapper_class
+
+    return get_wrapper_class(dict(hyperparams))
+
+
+def task_env(n_envs: int, perturbation: str | None, wrap: Wrap | None = None) -> VecEnv:
+    """
+    :param n_envs: number of envs
+    :param perturbation: see :class:`~sb3_diffrl.envs.avoiding.AvoidingEnv`
+    :param wrap: see :func:`wrapping`; wrapped envs are stepped one by one
+    :return: monitored envs
+    """
+    if wrap is None:
+        return VecMonitor(GymVecEnv(AvoidingVectorEnv(n_envs, perturbation=perturbation)))
+
+    def make() -> gym.Env:
+        return wrap(Monitor(gym.make(TASK, perturbation=perturbation)))
+
+    return DummyVecEnv([make] * n_envs)
+
+
 def training_env(hyperparams: Mapping[str, Any], perturbation: str | None) -> VecEnv:
     """
-    :param hyperparams: give ``n_envs``
+    :param hyperparams: give ``n_envs`` and, if any, ``env_wrapper``
     :param perturbation: see :class:`~sb3_diffrl.envs.avoiding.AvoidingEnv`
     :return: monitored envs to train in
     """
-    env = AvoidingVectorEnv(hyperparams.get("n_envs", 1), perturbation=perturbation)
-    return VecMonitor(GymVecEnv(env))
+    return task_env(hyperparams.get("n_envs", 1), perturbation, wrapping(hyperparams))
 
 
 def demonstrations(hyperparams: Mapping[str, Any]) -> Demonstrations:
@@ -108,13 +144,15 @@ def make_prior(
     is taken from there.
 
     :param folder: where priors are kept
-    :param hyperparams: ``policy``, ``policy_kwargs``, ``demonstrations`` and ``pretrain`` count
+    :param hyperparams: ``policy``, ``policy_kwargs``, ``demonstrations``, ``pretrain`` and
+        ``env_wrapper`` count
     :param seed: of the weights and minibatches
     :param progress_bar: whether to show one
     :return: the prior
     """
     names = ("policy", "policy_kwargs", "demonstrations", "pretrain")
-    what = json.dumps([seed, *(hyperparams.get(name) for name in names)], sort_keys=True)
+    wrapped = [hyperparams[name] for name in ("env_wrapper",) if name in hyperparams]
+    what = json.dumps([seed, *map(hyperparams.get, names), *wrapped], sort_keys=True)
     key = hashlib.sha256(what.encode()).hexdigest()[:8]
     path, record = (pathlib.Path(folder, f"prior-{key}{suffix}") for suffix in (".zip", ".json"))
     if not record.exists():
@@ -207,6 +245,7 @@ def measure(
     n_episodes: int = 500,
     deterministic: bool = False,
     seed: int = EVALUATION_SEED,
+    wrap: Wrap | None = None,
 ) -> Measurement:
     """
     :param model: what acts
@@ -214,9 +253,10 @@ def measure(
     :param n_episodes: number of episodes
     :param deterministic: how the model predicts
     :param seed: of the episodes
+    :param wrap: see :func:`wrapping`, as in training
     :return: success rate and mode entropy
     """
-    env = AvoidingVectorEnv(min(n_episodes, 100), perturbation=perturbation)
+    env = task_env(min(n_episodes, 100), perturbation, wrap)
     result = evaluate(model, env, n_episodes, deterministic, seed)
     return Measurement(result.success_rate, mode_entropy([info["way"] for info in result.infos]))
 
@@ -391,7 +431,8 @@ def execute(run: Run) -> Outcome:
     """
     start = time.perf_counter()
     prior = None if run.prior is None else DiffusionPPO.load(run.prior.path, device="cpu")
-    env = AvoidingVectorEnv(min(run.curve_episodes, 100), perturbation=run.perturbation)
+    wrap = wrapping(run.hyperparams)
+    env = task_env(min(run.curve_episodes, 100), run.perturbation, wrap)
     curve = SuccessCallback(env, run.curve_interval, run.curve_episodes, EVALUATION_SEED)
     how = (run.perturbation, run.hyperparams, run.n_timesteps, run.seed, curve, run.progress_bar)
     model: BaseAlgorithm
@@ -406,17 +447,17 @@ def execute(run: Run) -> Outcome:
         model.save(run.save_path)
 
     rows = []
-    clean = measure(model, None, run.n_episodes)
+    clean = measure(model, None, run.n_episodes, wrap=wrap)
     entropy = clean.mode_entropy
     for mode, deterministic in EVAL_MODES.items():
         if deterministic:
-            clean = measure(model, None, run.n_episodes, deterministic)
-        after = measure(model, run.perturbation, run.n_episodes, deterministic)
+            clean = measure(model, None, run.n_episodes, deterministic, wrap=wrap)
+        after = measure(model, run.perturbation, run.n_episodes, deterministic, wrap=wrap)
         before = Measurement(math.nan, math.nan)
         if model is prior:
             before = after
         elif run.method != "ppo" and prior is not None:
-            before = measure(prior, run.perturbation, run.n_episodes, deterministic)
+            before = measure(prior, run.perturbation, run.n_episodes, deterministic, wrap=wrap)
         rows.append(
             ResultRow(
                 task=TASK,

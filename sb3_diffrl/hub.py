@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,9 @@ from sb3_diffrl.sharing.model import (
 )
 from sb3_diffrl.sharing.tensors import read_tensors
 from sb3_diffrl.sharing.vec_normalize import restore_vec_normalize
+from sb3_diffrl.wrappers import rewrap
+from sb3_diffrl.wrappers.decisions import mending_spaces
+from sb3_diffrl.wrappers.records import recorded_wrappers
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -236,7 +239,8 @@ def from_pretrained(
     :param name: a folder, or ``"namespace/name"`` on the Hub
     :param env: to train in; only needed for that and for models trained under ``VecNormalize``,
         whose statistics it gets: an env that is no ``VecNormalize`` is wrapped in one, to be found
-        by ``model.get_env()``
+        by ``model.get_env()``. A gymnasium env or id without action chunks and observation
+        histories also gets those that the model was trained with
     :param revision: branch, tag or commit on the Hub; by default ``main``
     :param subfolder: folder that holds the model
     :param token: by default that of the environment or of the command line's login
@@ -264,7 +268,7 @@ def from_pretrained(
         raise FileNotFoundError(f"There is no folder {folder}.")
     description, readers = read_folder(folder)
     tensors = {}
-    vec_env = None if env is None else _training_env(env)
+    vec_env = None if env is None else _training_env(env, description.attributes["env_wrappers"])
     # Nothing of the model is built before this line.
     for file, read in readers.items():
         tensors[file] = read()
@@ -289,7 +293,10 @@ def from_pretrained(
             )
     if vec_env is not None:
         vec_env = cls._wrap_env(vec_env)
-        check_for_correct_spaces(vec_env, description.observation_space, description.action_space)
+        with mending_spaces():
+            check_for_correct_spaces(
+                vec_env, description.observation_space, description.action_space
+            )
     return build_model(cls, description, tensors, vec_env, device, kwargs)
 
 
@@ -358,12 +365,13 @@ def _prefix(subfolder: str | None) -> str:
     return "/".join(parts) + "/"
 
 
-def _training_env(env: gym.Env | VecEnv | str) -> VecEnv:
+def _training_env(env: gym.Env | VecEnv | str, env_wrappers: Sequence[Mapping[str, Any]]) -> VecEnv:
     if isinstance(env, VecEnv):
         return env
     made = gym.make(env) if isinstance(env, str) else env
     monitored = made if is_wrapped(made, Monitor) else Monitor(made)
-    return DummyVecEnv([lambda: monitored])
+    wrapped = monitored if recorded_wrappers(made) else rewrap(monitored, env_wrappers)
+    return DummyVecEnv([lambda: wrapped])
 
 
 def _download(

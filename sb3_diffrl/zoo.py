@@ -297,7 +297,8 @@ class DiffusionPPO(diffusion_ppo.DiffusionPPO):
             return
         policy = self.policy
         levels = [policy.diffusion_kwargs[name] for name in ("noise_schedule", "noise_levels")]
-        key = repr((self.demonstrations, self.pretrain_arguments, levels, policy.actor))
+        windows = (self.env_wrappers, policy.observation_space, policy.action_space)
+        key = repr((self.demonstrations, self.pretrain_arguments, levels, windows, policy.actor))
         with _PRIORS_LOCK:
             if key in _PRIORS:
                 policy.actor.load_state_dict(_PRIORS[key])

@@ -245,6 +245,7 @@ def test_attributes_can_be_changed_when_loading(saved: Path) -> None:
 def test_every_attribute_has_its_place(trained: DiffusionPPO) -> None:
     """A new argument or attribute is shared, or said here not to be."""
     described = {"observation_space", "action_space", "policy_class", "policy_kwargs", "policy"}
+    described |= {"env_wrappers"}
     of_the_machine = {"device", "verbose", "tensorboard_log", "_logger", "start_time", "env"}
     rebuilt = {
         *("rollout_buffer", "rollout_buffer_class", "rollout_buffer_kwargs", "_outcomes"),

@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pretraining",),
     ("imitation",),
     ("diffusion_ppo",),
+    ("chunked_policy",),
     ("evaluation",),
     ("callbacks",),
 )

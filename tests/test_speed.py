@@ -7,19 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from benchmarks import contenders, speed
 from benchmarks.contenders import Naive, Ours, Pairs, Size, StillEnv, policy_kwargs
 from sb3_diffrl import DiffusionActorCriticPolicy, DiffusionMlpPolicy, DiffusionPPO
 from sb3_diffrl.diffusion import CudaGraphs, MlpDenoiser
-from sb3_diffrl.wrappers import ActionChunkWrapper
 
 DEVICES = [
     "cpu",
@@ -476,90 +473,6 @@ def test_optimizers_are_fused_unless_told_otherwise() -> None:
     assert kinds() == [True, True]
     assert kinds(fused=False) == [False, False]
     assert kinds(foreach=True) == [False, False]
-
-
-# -- action chunks -----------------------------------------------------------------------------
-
-
-class CountEnv(gym.Env[np.ndarray, np.ndarray]):
-    """
-    Rewards the number of the step by itself and remembers the actions.
-
-    :param length: steps of an episode
-    :param truncates: whether episodes are cut rather than end
-    """
-
-    observation_space = spaces.Box(-100, 100, (1,), np.float32)
-    action_space = spaces.Box(np.array([-1, 0], np.float32), np.array([1, 2], np.float32))
-
-    def __init__(self, length: int = 7, truncates: bool = False):
-        self.length, self.truncates = length, truncates
-        self.actions: list[np.ndarray] = []
-
-    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        self.actions = []
-        return np.zeros(1, np.float32), {}
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        self.actions.append(action)
-        n = len(self.actions)
-        ends = n == self.length
-        info = {"n": n, "is_success": ends}
-        obs = np.full(1, n, np.float32)
-        return obs, float(n), ends and not self.truncates, ends and self.truncates, info
-
-
-@pytest.mark.parametrize("truncates", [False, True])
-def test_a_chunk_is_executed_up_to_the_end_of_the_episode(truncates: bool) -> None:
-    env = CountEnv(truncates=truncates)
-    chunks = ActionChunkWrapper(env, horizon=4, n_executed=3, gamma=0.5)
-    assert chunks.action_space == spaces.Box(
-        np.tile(env.action_space.low, (4, 1)), np.tile(env.action_space.high, (4, 1))
-    )
-    obs, _ = chunks.reset()
-    chunk = np.arange(8, dtype=np.float32).reshape(4, 2)
-
-    obs, reward, terminated, truncated, info = chunks.step(chunk)
-    assert obs == 3 and reward == 1 + 0.5 * 2 + 0.25 * 3 and not (terminated or truncated)
-    np.testing.assert_array_equal(env.actions, chunk[:3])
-    assert info["env_steps"] == 3 and [i["n"] for i in info["chunk_infos"]] == [1, 2, 3]
-
-    chunks.step(chunk)
-    obs, reward, terminated, truncated, info = chunks.step(chunk)
-    assert obs == 7 and reward == 7 and (terminated, truncated) == (not truncates, truncates)
-    assert info["env_steps"] == 1 and info["is_success"] and len(info["chunk_infos"]) == 1
-
-
-@pytest.mark.parametrize("vec_env", [DummyVecEnv, SubprocVecEnv])
-def test_chunks_in_training_count_environment_steps(vec_env: type[DummyVecEnv]) -> None:
-    env = vec_env([lambda: ActionChunkWrapper(Monitor(CountEnv()), 3)] * 2)
-    model = DiffusionPPO("policy", env, n_steps=6, batch_size=12, policy_kwargs={"net_arch": [8]})
-    model.learn(12)
-    env.close()
-    # Two episodes of 7 steps each in chunks of 3, 3 and 1.
-    assert model.num_timesteps == 12 and model.env_steps == 28
-    assert [info["r"] for info in model.ep_info_buffer or ()] == [28.0] * 4  # undiscounted
-    assert [info["l"] for info in model.ep_info_buffer or ()] == [7] * 4
-    assert list(model.ep_success_buffer or ()) == [True] * 4
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        ({"horizon": 0}, "n_executed must lie between 1 and horizon, got 0 of 0"),
-        ({"horizon": 2, "n_executed": 3}, "between 1 and horizon, got 3 of 2"),
-        ({"horizon": 2, "gamma": 0.0}, r"gamma must lie in \(0, 1\], got 0.0"),
-    ],
-)
-def test_bad_chunks(kwargs: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ActionChunkWrapper(CountEnv(), **kwargs)
-
-
-def test_chunks_of_discrete_actions_are_refused() -> None:
-    env = gym.make("CartPole-v1")
-    with pytest.raises(ValueError, match=r"needs a Box action space, got Discrete\(2\)"):
-        ActionChunkWrapper(env, 2)
 
 
 # -- the benchmark -----------------------------------------------------------------------------

@@ -12,6 +12,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
+from sb3_diffrl.demonstrations.windows import lay_out_history, window_indices
+
 Array: TypeAlias = NDArray[Any]
 Observations: TypeAlias = Array | dict[str, Array]
 
@@ -198,6 +200,37 @@ class Demonstrations:
             self.subset(np.sort(order[n_validation:])),
             self.subset(np.sort(order[:n_validation])),
         )
+
+    def windows(
+        self, horizon: int | None = None, n_observations: int | None = None, start: int = 0
+    ) -> Demonstrations:
+        """
+        Cut step-wise episodes into decisions of several actions on several observations, one for
+        every step, see :mod:`sb3_diffrl.demonstrations.windows`.
+
+        As the decisions overlap, what each earned would not add up to the return: they have no
+        rewards.
+
+        :param horizon: number of actions ``H``: actions become ``(M, H, *action_shape)``; None for
+            one action each
+        :param n_observations: number ``n`` of observations, the oldest first: observations become
+            ``(M, n, *obs_shape)``, and images ``(M, H, W, n C)`` or ``(M, n C, H, W)``; None for
+            one each
+        :param start: index of the action of the current step within its chunk
+        :return: the decisions, in the same episodes
+        """
+        for name, size in (("horizon", horizon), ("n_observations", n_observations)):
+            if size is not None and size < 1:
+                raise ValueError(f"{name}: {size}, expected at least 1, or None for single steps")
+        if not 0 <= start < (horizon or 1):
+            raise ValueError(f"start: {start}, expected 0 to {(horizon or 1) - 1}, below horizon")
+        observations, actions = self.observations, self.actions
+        if n_observations is not None:
+            seen = window_indices(self.episode_ends, np.arange(1 - n_observations, 1))
+            observations = _map(lambda x: lay_out_history(x[seen], axis=1), observations)
+        if horizon is not None:
+            actions = actions[window_indices(self.episode_ends, np.arange(horizon) - start)]
+        return Demonstrations(observations, actions, self.episode_ends, successes=self.successes)
 
     def validate(
         self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]

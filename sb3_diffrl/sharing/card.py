@@ -162,10 +162,13 @@ def _usage(model: DiffusionPPO, showcase: Showcase, load_arguments: str) -> str:
         if env_id == UNKNOWN
         else (f"env = gym.make({', '.join([json.dumps(env_id), *given])})")
     )
-    lines = ["import gymnasium as gym", "", "from sb3_diffrl import DiffusionPPO", "", make]
+    lines = ["import gymnasium as gym", "", "from sb3_diffrl import DiffusionPPO"]
+    lines += ["from sb3_diffrl.wrappers import rewrap"] * bool(model.env_wrappers)
+    lines += ["", make]
     if model.get_vec_normalize_env() is None:
         lines += [
             f"model = DiffusionPPO.from_pretrained({load_arguments})",
+            *["env = rewrap(env, model.env_wrappers)"] * bool(model.env_wrappers),
             "",
             "observation, _ = env.reset()",
             "action, _ = model.predict(observation)",
@@ -199,10 +202,16 @@ def _method(model: DiffusionPPO) -> str:
         "network": f"`{type(policy.actor.denoiser).__name__}`, layers `{policy.net_arch}`",
         "observations": f"`{model.observation_space}`",
         "actions": f"`{model.action_space}`",
+        "wrappers": ", ".join(map(_wrapper, model.env_wrappers)) or "none",
         "environment steps": f"{model.env_steps:,}",
     }
     lines = (f"| {name} | {' '.join(str(value).split())} |" for name, value in rows.items())
     return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _wrapper(record: Mapping[str, Any]) -> str:
+    arguments = ", ".join(f"{name}={value}" for name, value in record["arguments"].items())
+    return f"`{record['name']}({arguments})`"
 
 
 def record_gif(

@@ -25,6 +25,7 @@ from sb3_diffrl.sharing.checks import at, entries, list_of, one_of, optional, re
 from sb3_diffrl.sharing.settings import (
     HYPERPARAMETERS,
     PROGRESS,
+    check_env_wrappers,
     decode_all,
     decode_policy,
     encode_all,
@@ -225,6 +226,8 @@ def encode_model(
     config["policy"] = encode_policy(model.policy)
     config["hyperparameters"] = encode_all(HYPERPARAMETERS, model)
     config["training"] = training
+    with at("env_wrappers"):
+        config["env_wrappers"] = check_env_wrappers(model.env_wrappers)
     config["vec_normalize"] = None
     tensors = {WEIGHTS: unique_tensors(model.policy)}
     if include_optimizer:
@@ -323,9 +326,9 @@ def decode_config(config: Any) -> Description:
             "newer sb3-diffrl."
         )
     _, _, algorithm, _, *parts = entries(
-        config,
+        {"env_wrappers": [], **config},  # which older files lack
         *("format", "library_name", "algorithm", "versions", "observation_space", "action_space"),
-        *("policy", "hyperparameters", "training", "vec_normalize"),
+        *("policy", "hyperparameters", "training", "vec_normalize", "env_wrappers"),
     )
     with at("algorithm"):
         one_of(("DiffusionPPO",))(algorithm)
@@ -359,6 +362,8 @@ def decode_config(config: Any) -> Description:
     if parts[5] is not None:
         with at("vec_normalize"):
             vec_normalize = decode_vec_normalize(parts[5], observation_space)
+    with at("env_wrappers"):
+        attributes["env_wrappers"] = check_env_wrappers(parts[6])
     for name in ("ep_info_buffer", "ep_success_buffer"):
         if attributes[name] is not None:
             attributes[name] = deque(attributes[name], attributes["_stats_window_size"])
@@ -406,6 +411,7 @@ def build_model(
         action_space=description.action_space,
         policy_kwargs=description.policy_kwargs,
     )
+    model._record_wrappers()
     model._setup_model()
     with th.no_grad():
         for name, tensor in unique_tensors(model.policy).items():

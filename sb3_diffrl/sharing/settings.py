@@ -36,6 +36,7 @@ from sb3_diffrl.sharing.checks import (
     short,
     whole,
 )
+from sb3_diffrl.wrappers.decisions import WRAPPERS
 
 T = TypeVar("T")
 
@@ -299,6 +300,26 @@ def decode_all(table: Mapping[str, Codec], value: Any) -> dict[str, Any]:
         with at(name):
             decoded[name] = codec.decode(entry)
     return decoded
+
+
+def check_env_wrappers(value: Any) -> list[dict[str, Any]]:
+    """
+    :param value: ``env_wrappers`` of a model, from a file that may come from anyone
+    :return: the same, each of a known name and with its arguments
+    :raises ValueError: saying what was wrong
+    """
+    checked = []
+    for record in list_of(lambda each: entries(each, "name", "arguments"), len(WRAPPERS))(value):
+        name = one_of(WRAPPERS)(record[0])
+        names = [*inspect.signature(WRAPPERS[name]).parameters][1:]
+        with at(name):
+            arguments = dict(zip(names, entries(record[1], *names), strict=True))
+            for argument, value in arguments.items():
+                with at(argument):
+                    check = real(0, 1) if argument == "gamma" else whole(0, 2**20)
+                    arguments[argument] = check(value)
+        checked.append({"name": name, "arguments": arguments})
+    return checked
 
 
 # -- policy ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Adapters between environments, and action chunks."""
+"""A vectorised gymnasium environment as SB3's."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,65 +8,6 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
-
-
-class ActionChunkWrapper(gym.Wrapper[Any, np.ndarray, Any, np.ndarray]):
-    """
-    Decisions of ``H`` actions, of which the first ``n`` are executed::
-
-        decision 1   a1 a2 a3 a4          H = 4: predicted
-                     =====                n = 2: executed
-        decision 2         a3 a4 a5 a6
-
-    The algorithm's ``gamma`` is one per decision: for a discount ``g`` per environment step it is
-    ``g**n``. Put a :class:`~stable_baselines3.common.monitor.Monitor` inside, so that episode
-    returns and lengths stay those of the environment. A time limit inside counts environment steps.
-
-    :param env: environment with a Box action space ``(*shape)``
-    :param horizon: number of actions ``H`` in a chunk
-    :param n_executed: number ``n`` of them that are executed, 1 to ``H``; by default all
-    :param gamma: discount per environment step of the rewards within a chunk, above 0 to 1
-    :raises ValueError: for a value out of its range, or another action space
-    """
-
-    def __init__(
-        self, env: gym.Env, horizon: int, n_executed: int | None = None, gamma: float = 1.0
-    ):
-        super().__init__(env)
-        n_executed = horizon if n_executed is None else n_executed
-        if not 1 <= n_executed <= horizon:
-            raise ValueError(
-                f"n_executed must lie between 1 and horizon, got {n_executed} of {horizon}."
-            )
-        if not 0 < gamma <= 1:
-            raise ValueError(f"gamma must lie in (0, 1], got {gamma}.")
-        space = env.action_space
-        if not isinstance(space, gym.spaces.Box):
-            raise ValueError(f"ActionChunkWrapper needs a Box action space, got {space}.")
-        self.horizon, self.n_executed, self.gamma = horizon, n_executed, gamma
-        low, high = (
-            np.broadcast_to(bound, (horizon, *space.shape)) for bound in (space.low, space.high)
-        )
-        self.action_space = gym.spaces.Box(low, high, dtype=space.dtype.type)
-
-    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """
-        Execute a chunk, up to the first end of an episode.
-
-        :param action: ``(H, *shape)``
-        :return: the last observation, the discounted sum of the rewards, whether the episode ended
-            or was cut, and the last info with ``env_steps``, the number of actions executed, and
-            ``chunk_infos``, the infos of all of them
-        """
-        total, infos = 0.0, []
-        for i in range(self.n_executed):
-            observation, reward, terminated, truncated, info = self.env.step(action[i])
-            total += self.gamma**i * float(reward)
-            infos.append(info)
-            if terminated or truncated:
-                break
-        extra = {"env_steps": len(infos), "chunk_infos": infos}
-        return observation, total, terminated, truncated, {**infos[-1], **extra}
 
 
 class GymVecEnv(VecEnv):

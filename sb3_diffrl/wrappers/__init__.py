@@ -1,0 +1,11 @@
+"""
+Wrappers of environments: action chunks, observation histories, and vectorised gymnasium
+environments for SB3.
+"""
+
+from sb3_diffrl.wrappers.action_chunks import ActionChunkWrapper
+from sb3_diffrl.wrappers.decisions import rewrap
+from sb3_diffrl.wrappers.observation_history import ObservationHistoryWrapper
+from sb3_diffrl.wrappers.vec_env import GymVecEnv
+
+__all__ = ["ActionChunkWrapper", "GymVecEnv", "ObservationHistoryWrapper", "rewrap"]
