@@ -213,7 +213,7 @@ def imitation_losses(
     One draw of each term whose weight is not zero and that has data.
 
     Demonstrations are imitated through the prior, whose prediction is what they taught without the
-    noise of single draws; without a prior, and for own successes, the target is that of the single draw.
+    noise of single draws; without a prior, and for own successes, the target is that of the draw.
 
     :param policy: whose actor is trained
     :param buffer: what there is to imitate
@@ -275,7 +275,8 @@ def _error(
     modes are chosen, that of the predicted noise vanishes with the signal (Salimans and Ho 2022,
     section 4).
     """
-    predicted = policy.actor.denoiser(noisy, levels, policy.actor.condition(obs))
+    condition = policy.actor.condition(policy.actor.augment(obs))
+    predicted = policy.actor.denoiser(noisy, levels, condition)
     squared = (predicted - target).square().mean(dim=-1)
     return (squared / policy.process.velocity_scale[levels]).mean()
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -20,14 +21,18 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_diffrl.diffusion import (
+    DENOISERS,
     CudaGraphs,
     Denoiser,
     DiffusionProcess,
-    MlpDenoiser,
+    LearnedNoise,
     gaussian_log_prob,
+    make_denoiser,
     mixture_log_prob,
+    named,
     pathwise_kl,
 )
+from sb3_diffrl.encoders import ENCODERS, VisionExtractor
 from sb3_diffrl.normalization import ObservationNormalizer
 from sb3_diffrl.precision import precision
 
@@ -38,7 +43,7 @@ class DiffusionActor(nn.Module):
 
     :param normalizer: normalises preprocessed observations
     :param features_extractor: encodes them, ``(B, F)``
-    :param denoiser: the epsilon-network
+    :param denoiser: the network
     """
 
     def __init__(
@@ -60,6 +65,17 @@ class DiffusionActor(nn.Module):
         :return: ``(B, C)``
         """
         return self.denoiser.condition(self.features_extractor(self.normalizer(obs)))
+
+    def augment(self, obs: PyTorchObs) -> PyTorchObs:
+        """
+        What imitation sees instead of the observation, where the encoder augments images.
+
+        :param obs: preprocessed observations, ``(B, ...)``
+        :return: the same, with random crops and colours
+        """
+        if isinstance(self.features_extractor, VisionExtractor):
+            return self.features_extractor.augment(obs)
+        return obs
 
 
 class ChainEvaluation(NamedTuple):
@@ -97,9 +113,16 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
     :param denoising_steps: number of steps ``K`` per action, 1 to ``T``
     :param finetuned_steps: number ``k`` of last steps that RL trains, 1 to ``K`` (Ren et al. 2024,
         section 4.3); default all
+    :param finetuned_layers: number of last layers of the denoiser that RL trains, or patterns of
+        names of the actor's parameters (``"denoiser.output_layer.*"``); default all
+    :param freeze_encoder: whether RL leaves the encoder as pre-training left it; it is then the
+        prior's too, not a copy
     :param eta: 1 samples as DDPM does, 0 as the deterministic DDIM
     :param sigma_min: exploration floor: smallest standard deviation of a denoising step during
         rollouts, in units of half the action range
+    :param sigma_max: where given, the floor of each step is learned, between ``sigma_min`` and this
+    :param sigma_arch: hidden layers of a network that gives the learned floors by observation; by
+        default they are the same everywhere
     :param prediction_type: what the denoiser predicts: ``"epsilon"``, ``"sample"`` or ``"v"``
     :param clip_sample: see :class:`~sb3_diffrl.diffusion.DiffusionProcess`, like the next two,
         which serve policies trained elsewhere
@@ -108,10 +131,13 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
     :param action_range: lowest and highest action that the network's -1 and 1 stand for, in the
         env's units and broadcast to the action space, where it was trained on another range than
         the action space's bounds; actions are clipped to the latter afterwards
-    :param denoiser_class: epsilon-network, called with ``features_dim, action_dim, noise_levels,
-        net_arch=, activation_fn=``
+    :param denoiser_class: a key of ``DENOISERS`` (``"mlp"``, ``"unet"``, ``"transformer"``), a
+        Denoiser, a network of the user's own (see
+        :class:`~sb3_diffrl.diffusion.registry.ModuleDenoiser`), or the dotted name of either;
+        called with ``features_dim, action_dim, noise_levels, net_arch=, activation_fn=``
     :param denoiser_kwargs: further arguments of it
-    :param features_extractor_class: encoder; by default chosen by the observation space
+    :param features_extractor_class: encoder: a key of ``ENCODERS`` (``"vision"`` for images), a
+        class or its dotted name; by default chosen by the observation space
     :param features_extractor_kwargs: its arguments
     :param share_features_extractor: if True the critic reads the actor's features (without sending
         gradients), else it has an encoder of its own
@@ -141,16 +167,20 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         noise_levels: int = 20,
         denoising_steps: int = 5,
         finetuned_steps: int | None = None,
+        finetuned_layers: int | str | Sequence[str] | None = None,
+        freeze_encoder: bool = False,
         eta: float = 1.0,
         sigma_min: float = 0.1,
+        sigma_max: float | None = None,
+        sigma_arch: Sequence[int] | None = None,
         prediction_type: str = "epsilon",
         clip_sample: float | None = 1.0,
         timestep_spacing: str = "trailing",
         use_clipped_model_output: bool = True,
         action_range: Sequence[Sequence[float]] | None = None,
-        denoiser_class: Callable[..., Denoiser] = MlpDenoiser,
+        denoiser_class: str | Callable[..., nn.Module] = "mlp",
         denoiser_kwargs: dict[str, Any] | None = None,
-        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        features_extractor_class: str | type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
         share_features_extractor: bool = False,
         normalize_images: bool = True,
@@ -183,7 +213,9 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             "timestep_spacing": timestep_spacing,
             "use_clipped_model_output": use_clipped_model_output,
         }
-        self.denoiser_class = denoiser_class
+        self.finetuned_layers, self.freeze_encoder = finetuned_layers, freeze_encoder
+        self.sigma_max, self.sigma_arch = sigma_max, sigma_arch
+        self.denoiser_class = named(denoiser_class, DENOISERS)
         self.denoiser_kwargs = denoiser_kwargs or {}
         self._graphs = CudaGraphs()
         super().__init__(
@@ -192,7 +224,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             lr_schedule,
             net_arch=net_arch if net_arch is not None else [256, 256, 256],
             activation_fn=activation_fn,
-            features_extractor_class=features_extractor_class
+            features_extractor_class=named(features_extractor_class, ENCODERS)
             or self.default_features_extractor
             or features_extractor_for(observation_space),
             features_extractor_kwargs=features_extractor_kwargs,
@@ -217,7 +249,8 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         pi_arch, vf_arch = (
             (arch.get("pi", []), arch.get("vf", [])) if isinstance(arch, dict) else (arch, arch)
         )
-        denoiser = self.denoiser_class(
+        denoiser = make_denoiser(
+            self.denoiser_class,
             self.features_dim,
             self.action_dim,
             self.process.noise_levels,
@@ -230,7 +263,12 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         self.value_net = nn.Sequential(  # type: ignore[assignment]  # SB3 declares its own Linear
             *create_mlp(self.features_dim, 1, vf_arch, self.activation_fn)
         )
-        self.prior = copy.deepcopy(self.actor).requires_grad_(False)
+        encoder = self.actor.features_extractor
+        shared = {id(encoder): encoder} if self.freeze_encoder else {}
+        self.prior = copy.deepcopy(self.actor, shared).requires_grad_(False)
+        self._finetuned = self._finetuned_names()
+        self.set_finetuning(False)
+        self.learned_noise = self._make_learned_noise()
         # Floats, for SB3 treats every entry of a state dict as one.
         self.register_buffer("has_prior", th.tensor(0.0, device="cpu"))
         self.register_buffer("mixing", th.tensor(1.0, device="cpu"))
@@ -244,8 +282,55 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             optimizer_kwargs.setdefault("fused", "foreach" not in optimizer_kwargs)
         self.optimizer, self.critic_optimizer = (
             self.optimizer_class(parameters, lr=lr_schedule(1), **optimizer_kwargs)  # type: ignore[call-arg]
-            for parameters in (list(self.actor.parameters()), self.critic_parameters())
+            for parameters in (self.finetuned_parameters(), self.critic_parameters())
         )
+
+    def _make_learned_noise(self) -> LearnedNoise | None:
+        if self.sigma_max is None:
+            return None
+        with th.no_grad():
+            condition = self.actor.denoiser.condition(th.zeros(1, self.features_dim))
+        return LearnedNoise(
+            self.process.sampling_std[-self.finetuned_steps :],
+            self.diffusion_kwargs["sigma_min"],
+            self.sigma_max,
+            condition.shape[1],
+            self.sigma_arch,
+        )
+
+    def _finetuned_names(self) -> list[str]:
+        """Names of the actor's parameters that RL trains."""
+        names = [name for name, _ in self.actor.named_parameters()]
+        if self.freeze_encoder:
+            names = [name for name in names if not name.startswith("features_extractor.")]
+        if self.finetuned_layers is None:
+            return names
+        if isinstance(self.finetuned_layers, int):
+            layers = last_layers(self.actor.denoiser, self.finetuned_layers)
+            patterns = [f"denoiser.{layer}.*" for layer in layers]
+        else:
+            given = self.finetuned_layers
+            patterns = [given] if isinstance(given, str) else list(given)
+        chosen = [name for name in names if any(fnmatchcase(name, each) for each in patterns)]
+        if not chosen:
+            raise ValueError(
+                f"finetuned_layers={self.finetuned_layers!r} leaves nothing to train. Expected a "
+                f"number of at least 1, or patterns of the names {', '.join(names)}."
+            )
+        return chosen
+
+    def finetuned_parameters(self) -> list[nn.Parameter]:
+        """:return: the parameters of the actor that RL trains, its exploration noise included"""
+        parameters = dict(self.actor.named_parameters())
+        chosen = [parameters[name] for name in self._finetuned]
+        return chosen + ([] if self.learned_noise is None else [*self.learned_noise.parameters()])
+
+    def set_finetuning(self, finetuning: bool) -> None:
+        """
+        :param finetuning: whether the actor's parameters that RL leaves alone have gradients
+        """
+        for name, parameter in self.actor.named_parameters():
+            parameter.requires_grad_(not finetuning or name in self._finetuned)
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """:return: the parameters which the critic alone trains"""
@@ -253,6 +338,19 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         if not self.share_features_extractor:
             parameters += list(self.vf_features_extractor.parameters())
         return parameters
+
+    def parameter_counts(self) -> dict[str, int]:
+        """:return: number of parameters of each part; the prior's are not counted"""
+        parts = {
+            "encoder": list(self.actor.features_extractor.parameters()),
+            "denoiser": list(self.actor.denoiser.parameters()),
+            "critic": self.critic_parameters(),
+        }
+        counts = {
+            name: sum(parameter.numel() for parameter in parameters)
+            for name, parameters in parts.items()
+        }
+        return {**counts, "total": sum(counts.values())}
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return dict(
@@ -264,6 +362,10 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             **self.diffusion_kwargs,
             finetuned_steps=self.finetuned_steps,
             action_range=self.action_range,
+            finetuned_layers=self.finetuned_layers,
+            freeze_encoder=self.freeze_encoder,
+            sigma_max=self.sigma_max,
+            sigma_arch=self.sigma_arch,
             denoiser_class=self.denoiser_class,
             denoiser_kwargs=self.denoiser_kwargs,
             features_extractor_class=self.features_extractor_class,
@@ -341,9 +443,9 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         """
         obs = self.preprocess(obs)
         with precision(self.precision, self.device):
-            chain, means = self.sample_chains(obs, deterministic)
+            chain, means, std = self.sample_chains(obs, deterministic)
             values = self._values(obs)
-        return chain.flatten(1), values, self._log_prob(chain, *means)
+        return chain.flatten(1), values, self._log_prob(chain, std, *means)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """
@@ -356,7 +458,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         :return: ``(N, D)``
         """
         obs = self.preprocess(observation)
-        chain, _ = self.sample_chains(obs, deterministic, sampling_std=True)
+        chain, _, _ = self.sample_chains(obs, deterministic, sampling_std=True)
         return chain[:, -1]
 
     def sample_chains(
@@ -365,7 +467,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         deterministic: bool = False,
         sampling_std: bool = False,
         noise: th.Tensor | None = None,
-    ) -> tuple[th.Tensor, list[th.Tensor]]:
+    ) -> tuple[th.Tensor, list[th.Tensor], th.Tensor]:
         """
         Sample chains from the mixture of policy and prior; on CUDA as one graph.
 
@@ -374,8 +476,9 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         :param sampling_std: draw without the exploration floor
         :param noise: ``(K + 1, N, D)`` standard normal to use instead of a fresh draw, of which the
             ODE uses the first
-        :return: ends of the chains ``(N, k + 1, D)`` and their means ``(N, k, D)`` under the
-            policy, or under both where they mix
+        :return: ends of the chains ``(N, k + 1, D)``, their means ``(N, k, D)`` under the policy,
+            or under both where they mix, and the policy's standard deviations ``(k,)`` or ``(N,
+            k)``
         """
         mixing, n_steps = float(self.mixing), self.process.denoising_steps
         frozen_steps = n_steps - self.finetuned_steps
@@ -383,8 +486,10 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         actors = [self.prior if deterministic and mixing < 0.5 else self.actor]
         if mixes or frozen_steps:
             actors.append(self.prior)
-        conditions = [actor.condition(obs) for actor in actors]
+        conditions = self._conditions(actors, obs)
         n = len(conditions[0])
+        std = self._std_given(conditions[0])
+        learned = [] if self.learned_noise is None or sampling_std else [std]
         if noise is not None:
             noise = noise.to(self.initial_noise)
         elif deterministic:
@@ -397,16 +502,28 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         def sample(noise: th.Tensor, *tensors: th.Tensor) -> tuple[th.Tensor, list[th.Tensor]]:
             denoisers = [actor.denoiser for actor in actors]
             networks = list(zip(denoisers, tensors[: len(actors)], strict=True))
-            from_policy = tensors[-1] if mixes else None
+            learned_std = tensors[-1] if learned else None
+            from_policy = tensors[len(actors)] if mixes else None
             return self.process.sample(
-                networks, noise, sampling_std, deterministic, frozen_steps, from_policy
+                networks, noise, sampling_std, deterministic, frozen_steps, from_policy, learned_std
             )
 
-        inputs = [noise, *conditions, *chosen]
+        inputs = [noise, *conditions, *chosen, *learned]
         if not (noise.is_cuda and all(actor.denoiser.capturable for actor in actors)):
-            return sample(*inputs)
+            return *sample(*inputs), std
         weights = (p.data_ptr() for actor in actors for p in actor.denoiser.parameters())
-        return self._graphs(sample, inputs, (deterministic, sampling_std, *weights))
+        return *self._graphs(sample, inputs, (deterministic, sampling_std, *weights)), std
+
+    def _conditions(self, actors: list[DiffusionActor], obs: PyTorchObs) -> list[th.Tensor]:
+        """The condition of each; a frozen encoder, which they share, runs once."""
+        if not (self.freeze_encoder and self.has_prior):
+            return [actor.condition(obs) for actor in actors]
+        features = self.actor.features_extractor(self.actor.normalizer(obs))
+        return [actor.denoiser.condition(features) for actor in actors]
+
+    def _std_given(self, condition: th.Tensor) -> th.Tensor:
+        """The policy's standard deviations of the fine-tuned steps, ``(k,)`` or ``(B, k)``."""
+        return self._std if self.learned_noise is None else self.learned_noise(condition)
 
     # -- evaluation ----------------------------------------------------------------------------
 
@@ -425,14 +542,16 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         chain = actions.view(len(actions), -1, self.action_dim)
         condition = self.actor.condition(processed)
         means = self.process.chain_means(self.actor.denoiser, chain, condition)
+        std = self._std_given(condition)
         prior_kl = None
         if self.has_prior:
             if prior_means is None:
                 prior_means = self.prior_means(obs, actions)
             prior_means = prior_means.view_as(means)
-            prior_kl = pathwise_kl(means, prior_means, self._std)
+            prior_std = None if self.learned_noise is None else self._std
+            prior_kl = pathwise_kl(means, prior_means, std, prior_std)
         mixes = self.mixing < 1
-        log_prob = self._log_prob(chain, means, prior_means if mixes else None)
+        log_prob = self._log_prob(chain, std, means, prior_means if mixes else None)
         return ChainEvaluation(self._values(processed), log_prob, prior_kl)
 
     @th.no_grad()
@@ -450,14 +569,18 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
 
     @property
     def _std(self) -> th.Tensor:
-        """Standard deviations of the fine-tuned steps, ``(k,)``."""
+        """The process's standard deviations of the fine-tuned steps, ``(k,)``."""
         return self.process.std[-self.finetuned_steps :]
 
     def _log_prob(
-        self, chain: th.Tensor, means: th.Tensor, prior_means: th.Tensor | None = None
+        self,
+        chain: th.Tensor,
+        std: th.Tensor,
+        means: th.Tensor,
+        prior_means: th.Tensor | None = None,
     ) -> th.Tensor:
         """Log-likelihood ``(B, k)`` of chains, of the mixture where the prior's means are given."""
-        log_prob = gaussian_log_prob(chain[:, 1:], means, self._std)
+        log_prob = gaussian_log_prob(chain[:, 1:], means, std)
         if prior_means is None:
             return log_prob
         prior_log_prob = gaussian_log_prob(chain[:, 1:], prior_means, self._std)
@@ -486,13 +609,16 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
 
     def denoising_loss(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """
-        Imitation loss of the actor.
+        Imitation loss of the actor; in training on augmented images.
 
         :param obs: ``(B, ...)`` observations
         :param actions: ``(B, D)`` scaled actions in [-1, 1]
         :return: ``(B,)`` one draw each of the denoising loss
         """
-        condition = self.actor.condition(self.preprocess(obs))
+        processed = self.preprocess(obs)
+        if self.training:
+            processed = self.actor.augment(processed)
+        condition = self.actor.condition(processed)
         return self.process.denoising_loss(self.actor.denoiser, condition, actions)
 
     def get_distribution(self, obs: PyTorchObs) -> Any:
@@ -581,6 +707,24 @@ class DiffusionMultiInputPolicy(DiffusionActorCriticPolicy):
     """``"MultiInputPolicy"``: encodes a Dict observation by SB3's CombinedExtractor."""
 
     default_features_extractor = CombinedExtractor
+
+
+def last_layers(network: nn.Module, number: int) -> list[str]:
+    """
+    :param network: whose layers follow one another in the order in which they were made; lists
+        count entry by entry
+    :param number: how many
+    :return: names of the last of them
+    """
+    layers: list[str] = []
+    for name, child in network.named_children():
+        entries = child.named_children() if isinstance(child, nn.ModuleList | nn.Sequential) else []
+        parts = [(f"{name}.{entry}", part) for entry, part in entries] or [(name, child)]
+        layers += [name for name, part in parts if any(True for _ in part.parameters())]
+    if len(layers) == 1:
+        inner = last_layers(network.get_submodule(layers[0]), number)
+        layers = [f"{layers[0]}.{name}" for name in inner] or layers
+    return layers[-number:] if number > 0 else []
 
 
 def features_extractor_for(observation_space: spaces.Space) -> type[BaseFeaturesExtractor]:

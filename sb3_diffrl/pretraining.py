@@ -121,6 +121,7 @@ def pretrain(
     stopped_early = False
     step = 0
     policy.set_training_mode(True)
+    policy.set_finetuning(False)
     for step in tqdm(range(1, gradient_steps + 1), "pre-training", disable=not progress_bar):
         batch = th.randint(len(train_actions), (batch_size,), device=policy.device)
         optimizer.zero_grad(set_to_none=True)

@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("envs",),
     ("wrappers",),
     ("normalization",),
+    ("encoders",),
     ("random_state",),
     ("precision",),
     ("buffers",),
@@ -31,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evaluation",),
     ("callbacks",),
 )
-EDGES = {"cli", "experiments", "hub", "plots", "sharing", "zoo"}
+EDGES = {"cli", "experiments", "hub", "importing", "plots", "sharing", "zoo"}
 # Methods that lead to an edge, imported when they are called.
 HOOKS = {"diffusion_ppo": {"hub"}}
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
@@ -43,6 +44,7 @@ MAY_IMPORT = {
     "demonstrations": {"numpy", "gymnasium"},
     "envs": {"numpy", "gymnasium"},
     "random_state": {"numpy", "torch"},
+    "encoders": {"torch", "gymnasium", "stable_baselines3"},
     "losses": {"torch"},
     "precision": {"torch"},
     "wrappers": {"numpy", "gymnasium", "stable_baselines3"},

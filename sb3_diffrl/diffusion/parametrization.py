@@ -29,5 +29,5 @@ TIMESTEP_SPACINGS: dict[str, Callable[[int, int], th.Tensor]] = {
     # Ends at 1, in equal whole steps.
     "leading": lambda n, k: (th.arange(k) * (n // k) + 1).flip(0),
     # From T to 1, both included.
-    "linspace": lambda n, k: th.linspace(1, n, k, dtype=th.float64).round().long().flip(0),
+    "linspace": lambda n, k: th.linspace(0, n - 1, k).round().long().flip(0) + 1,
 }

@@ -259,7 +259,7 @@ def _read_normalization(
                     normalization = {name: archive[name] for name in archive.files}
             except (OSError, ValueError) as error:
                 raise ValueError(f"cannot be read as an archive of arrays: {error}") from error
-    ends = []
+    ends: list[np.ndarray] = []
     for name in NORMALIZATION:
         with at(place):
             size = n_entries if name.startswith("obs") else n_actions
@@ -272,7 +272,11 @@ def _read_normalization(
                     f"horizon_steps and cond_steps have it, got {len(end)}"
                 )
             ends.append(end)
-    return Statistics.of_range(*ends[:2], SLACK), Statistics.of_range(*ends[2:])
+    obs_min, obs_max, action_min, action_max = ends
+    return (
+        Statistics.of_range(obs_min, obs_max, SLACK),
+        Statistics.of_range(action_min, action_max),
+    )
 
 
 # -- weights -----------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """A policy trained elsewhere, and the model made of it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -204,8 +205,8 @@ def _fill(model: DiffusionPPO, source: SourcePolicy, keys: Mapping[str, str]) ->
     names = {keys.get(name, name): name for name in source.observations}
     # Where each feature of ours is among theirs, which are all parts of one observation after
     # those of the one before.
-    columns = np.arange(source.n_observations * source.n_entries)
-    columns = columns.reshape(source.n_observations, source.n_entries)
+    shape = source.n_observations, source.n_entries
+    columns = np.arange(math.prod(shape)).reshape(shape)
     ends = np.cumsum([len(part.mean) for part in source.observations.values()])
     of_part = dict(zip(source.observations, np.split(columns, ends[:-1], axis=1), strict=True))
     groups = (
@@ -218,14 +219,14 @@ def _fill(model: DiffusionPPO, source: SourcePolicy, keys: Mapping[str, str]) ->
         block = np.concatenate([of_part[part] for part in parts], axis=1)
         order.append(block.ravel())
         standardizer = policy.actor.normalizer.standardizer(key)
-        shape = standardizer.mean.shape
-        values = (
-            np.concatenate([getattr(source.observations[part], name) for part in parts])
+        mean, scale, constant = (
+            np.tile(
+                np.concatenate([getattr(source.observations[part], name) for part in parts]),
+                source.n_observations,
+            ).reshape(standardizer.mean.shape)
             for name in ("mean", "scale", "constant")
         )
-        standardizer.set_statistics(
-            *(np.tile(value, source.n_observations).reshape(shape) for value in values)
-        )
+        standardizer.set_statistics(mean, scale, constant)
     permutation = th.as_tensor(np.concatenate(order))
     _load(policy.actor.denoiser, source, source.prior_denoiser or source.denoiser, permutation)
     policy.freeze_prior()

@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
-from stable_baselines3.common import torch_layers
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from torch import nn
 
 from sb3_diffrl import diffusion
 from sb3_diffrl.diffusion_ppo import DiffusionPPO
+from sb3_diffrl.encoders import ENCODERS
 from sb3_diffrl.imitation import Imitation
 from sb3_diffrl.policies import DiffusionActorCriticPolicy
 from sb3_diffrl.precision import PRECISIONS
@@ -34,6 +34,7 @@ from sb3_diffrl.sharing.checks import (
     plain,
     real,
     short,
+    text,
     whole,
 )
 from sb3_diffrl.wrappers.decisions import WRAPPERS
@@ -60,9 +61,7 @@ CLASSES: dict[str, dict[str, Any]] = {
             and each is not diffusion.Denoiser
         )
     ),
-    "features_extractor_class": _named(
-        torch_layers.FlattenExtractor, torch_layers.NatureCNN, torch_layers.CombinedExtractor
-    ),
+    "features_extractor_class": _named(*ENCODERS.values()),
     "optimizer_class": _named(
         *(th.optim.Adam, th.optim.AdamW, th.optim.NAdam, th.optim.RAdam),
         *(th.optim.RMSprop, th.optim.SGD),
@@ -218,12 +217,17 @@ HYPERPARAMETERS: dict[str, Codec] = {
     "imitation": Codec(_encode_imitation, _decode_imitation),
     "performance_target": _same(optional(real())),
     "gamma_denoise": _UNIT,
+    "clip_range_base": _same(optional(real(0, 1e6))),
+    "clip_range_rate": _same(real(0, 100)),
     "advantage_floor": _same(real(0)),
     "critic_learning_rate": _OPTIONAL_RATE,
     "critic_warmup": _same(whole(0, 10**9)),
     "micro_batch_size": _same(optional(whole(1, 2**24))),
     "precision": _same(one_of(PRECISIONS)),
 }
+
+# What files of the first version lack, and had.
+ADDED_HYPERPARAMETERS = {"clip_range_base": None, "clip_range_rate": 3.0}
 
 
 def _encode_improvement(improvement: Improvement) -> dict[str, Any]:
@@ -296,6 +300,8 @@ def decode_all(table: Mapping[str, Codec], value: Any) -> dict[str, Any]:
     :raises ValueError: naming the attribute, what was expected and found
     """
     decoded = {}
+    if isinstance(value, Mapping):
+        value = {k: each for k, each in ADDED_HYPERPARAMETERS.items() if k in table} | {**value}
     for (name, codec), entry in zip(table.items(), entries(value, *table), strict=True):
         with at(name):
             decoded[name] = codec.decode(entry)
@@ -332,6 +338,12 @@ def _net_arch(value: Any) -> Any:
     return layers(value)
 
 
+def _finetuned_layers(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return list_of(text, MAX_LAYERS)(value)
+    return optional(text if isinstance(value, str) else whole(1, MAX_LAYERS))(value)
+
+
 _numbers = list_of(real(), 2**14)
 
 POLICY_KWARGS: dict[str, Check] = {
@@ -341,6 +353,10 @@ POLICY_KWARGS: dict[str, Check] = {
     "denoising_steps": whole(1, 1_000),
     "eta": real(0, 1),
     "sigma_min": real(0, 1e3),
+    "sigma_max": optional(real(0, 1e3)),
+    "sigma_arch": optional(list_of(whole(1, MAX_WIDTH), MAX_LAYERS)),
+    "finetuned_layers": _finetuned_layers,
+    "freeze_encoder": flag,
     "prediction_type": one_of(diffusion.PREDICTION_TYPES),
     "clip_sample": optional(real(0, 1e6)),
     "timestep_spacing": one_of(diffusion.TIMESTEP_SPACINGS),
@@ -361,6 +377,10 @@ ADDED_POLICY_KWARGS = {
     "timestep_spacing",
     "use_clipped_model_output",
     "action_range",
+    "finetuned_layers",
+    "freeze_encoder",
+    "sigma_max",
+    "sigma_arch",
 }
 
 
@@ -397,7 +417,8 @@ def decode_policy(value: Any) -> tuple[type[DiffusionActorCriticPolicy], dict[st
     decoded: dict[str, Any] = {}
     with at("kwargs"):
         if isinstance(kwargs, Mapping):
-            kwargs = {name: parameters[name].default for name in ADDED_POLICY_KWARGS} | kwargs
+            added = {name: parameters[name].default for name in ADDED_POLICY_KWARGS}
+            kwargs = {**added, **kwargs}
         for name, argument in zip(names, entries(kwargs, *names), strict=True):
             with at(name):
                 if name in CLASSES:
