@@ -33,18 +33,21 @@ def wave(observations: np.ndarray) -> np.ndarray:
 rng = np.random.default_rng(0)
 angles = rng.uniform(-np.pi, np.pi, 2_000)
 observations = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-demonstrations = Demonstrations(observations, wave(observations).astype(np.float32))
+actions = wave(observations).astype(np.float32)
+demonstrations = Demonstrations(observations, actions, np.arange(1, len(actions) + 1))
 
 model = DiffusionPPO(
     "policy",
     ChunkEnv(),
     policy_kwargs={
         "denoiser_class": "unet",
-        "denoiser_kwargs": {"horizon": HORIZON, "down_dims": [32, 64], "level_embed_dim": 32},
+        "denoiser_kwargs": {"horizon": HORIZON, "down_dims": [16, 16], "level_embed_dim": 16},
     },
     seed=0,
 )
-model.pretrain(demonstrations, gradient_steps=int(sys.argv[2]) if len(sys.argv) > 2 else 1_000)
+model.pretrain(
+    demonstrations, gradient_steps=int(sys.argv[2]) if len(sys.argv) > 2 else 300, batch_size=64
+)
 shown = observations[:6]
 drawn, _ = model.predict(shown)
 print(f"mean distance to the wave: {np.abs(drawn - wave(shown)).mean():.3f}")
