@@ -46,7 +46,10 @@ model = DiffusionPPO(
     seed=0,
 )
 model.pretrain(
-    demonstrations, gradient_steps=int(sys.argv[2]) if len(sys.argv) > 2 else 300, batch_size=64
+    demonstrations,
+    gradient_steps=int(sys.argv[2]) if len(sys.argv) > 2 else 500,
+    batch_size=64,
+    learning_rate=2e-3,
 )
 shown = observations[:6]
 drawn, _ = model.predict(shown)

@@ -58,7 +58,7 @@ class PointEnv(gym.Env[Any, np.ndarray]):
     def __init__(self, n_entries: int, as_dict: bool = False):
         self.action_space = spaces.Box(-5.0, 5.0, (2,))
         box = spaces.Box(-np.inf, np.inf, (n_entries,))
-        parts = {
+        parts: dict[str, spaces.Space[Any]] = {
             "agent_pos": spaces.Box(-np.inf, np.inf, (2,)),
             "environment_state": spaces.Box(-np.inf, np.inf, (3,)),
         }
