@@ -19,7 +19,7 @@ from sb3_diffrl.wrappers import ActionChunkWrapper, ObservationHistoryWrapper
 SMALL = Path(__file__).parents[1] / "tests/fixtures/lerobot/ddpm_epsilon"
 
 
-class ReachEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
+class ReachEnv(gym.Env[Any, np.ndarray]):
     """What LeRobot calls ``observation.state`` and ``observation.environment_state``."""
 
     def __init__(self) -> None:

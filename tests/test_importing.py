@@ -62,7 +62,7 @@ class PointEnv(gym.Env[Any, np.ndarray]):
             "agent_pos": spaces.Box(-np.inf, np.inf, (2,)),
             "environment_state": spaces.Box(-np.inf, np.inf, (3,)),
         }
-        self.observation_space = spaces.Dict(parts) if as_dict else box  # type: ignore[assignment]
+        self.observation_space = spaces.Dict(parts) if as_dict else box
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
