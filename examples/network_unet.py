@@ -45,12 +45,8 @@ model = DiffusionPPO(
     },
     seed=0,
 )
-model.pretrain(
-    demonstrations,
-    gradient_steps=int(sys.argv[2]) if len(sys.argv) > 2 else 500,
-    batch_size=64,
-    learning_rate=2e-3,
-)
+steps = int(sys.argv[2]) if len(sys.argv) > 2 else 500
+model.pretrain(demonstrations, gradient_steps=steps, batch_size=64, learning_rate=2e-3)
 shown = observations[:6]
 drawn, _ = model.predict(shown)
 print(f"mean distance to the wave: {np.abs(drawn - wave(shown)).mean():.3f}")
