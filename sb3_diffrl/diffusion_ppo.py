@@ -284,10 +284,17 @@ class DiffusionPPO(PPO):
                     f"{prior.diffusion_kwargs[name]!r}, the policy's is "
                     f"{self.policy.diffusion_kwargs[name]!r}. Give both the same policy_kwargs."
                 )
-        if prior.action_space != self.policy.action_space:
+        bounds, prior_bounds = self.policy.action_bounds(), prior.action_bounds()
+        if not all(map(np.array_equal, bounds, prior_bounds)):
             raise ValueError(
                 f"The prior does not fit this policy: its action space is {prior.action_space}, "
-                f"the policy's is {self.policy.action_space}. Wrap the env so that they agree."
+                f"the policy's is {self.policy.action_space}, or their action_range differs. Wrap "
+                "the env so that they agree, and take over the prior's policy_kwargs."
+            )
+        if prior.acts_by_two_networks():
+            raise ValueError(
+                "This policy cannot be a prior: its first steps are another network's than those "
+                "that were fine-tuned. Continue its own training: model.set_env(env), then learn()."
             )
         mine, theirs = (
             {name: tuple(tensor.shape) for name, tensor in policy.actor.state_dict().items()}

@@ -88,10 +88,27 @@ class Standardizer(nn.Module):
         # A bound such as float32's largest number is none.
         floor = scale_floor * np.where(half_range < 1e6, half_range, typical)
         scale = np.maximum(spread, floor)
-        self.mean.copy_(th.as_tensor(center))
-        self.scale.copy_(th.as_tensor(np.where(scale > 0, scale, 1.0)))
+        self.set_statistics(center, np.where(scale > 0, scale, 1.0), spread <= floor, limit)
+
+    def set_statistics(
+        self,
+        mean: np.ndarray,
+        scale: np.ndarray,
+        near_constant: np.ndarray,
+        limit: float = float("inf"),
+    ) -> None:
+        """
+        Take mean and scale as they are given.
+
+        :param mean: ``(*shape)``, like the next two
+        :param scale: above 0
+        :param near_constant: which entries hardly varied in the data
+        :param limit: bound of the normalised values
+        """
+        self.mean.copy_(th.as_tensor(mean))
+        self.scale.copy_(th.as_tensor(scale))
+        self.near_constant.copy_(th.as_tensor(near_constant))
         self.limit.fill_(limit)
-        self.near_constant.copy_(th.as_tensor(spread <= floor))
 
     def hand_over(self) -> tuple[np.ndarray, np.ndarray]:
         """

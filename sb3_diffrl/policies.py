@@ -128,10 +128,13 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         which serve policies trained elsewhere
     :param timestep_spacing: which levels the sampler visits
     :param use_clipped_model_output: whether the noise follows the clipped clean action
-    :param denoiser_class: a key of ``DENOISERS`` (``"mlp"``, ``"transformer"``), a Denoiser, a
-        network of the user's own (see :class:`~sb3_diffrl.diffusion.registry.ModuleDenoiser`), or
-        the dotted name of either; called with ``features_dim, action_dim, noise_levels, net_arch=,
-        activation_fn=``
+    :param action_range: lowest and highest action that the network's -1 and 1 stand for, in the
+        env's units and broadcast to the action space, where it was trained on another range than
+        the action space's bounds; actions are clipped to the latter afterwards
+    :param denoiser_class: a key of ``DENOISERS`` (``"mlp"``, ``"unet"``, ``"transformer"``), a
+        Denoiser, a network of the user's own (see
+        :class:`~sb3_diffrl.diffusion.registry.ModuleDenoiser`), or the dotted name of either;
+        called with ``features_dim, action_dim, noise_levels, net_arch=, activation_fn=``
     :param denoiser_kwargs: further arguments of it
     :param features_extractor_class: encoder: a key of ``ENCODERS`` (``"vision"`` for images), a
         class or its dotted name; by default chosen by the observation space
@@ -174,6 +177,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         clip_sample: float | None = 1.0,
         timestep_spacing: str = "trailing",
         use_clipped_model_output: bool = True,
+        action_range: Sequence[Sequence[float]] | None = None,
         denoiser_class: str | Callable[..., nn.Module] = "mlp",
         denoiser_kwargs: dict[str, Any] | None = None,
         features_extractor_class: str | type[BaseFeaturesExtractor] | None = None,
@@ -190,6 +194,8 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
                 "Use policy_kwargs=dict(sigma_min=...) to set how much."
             )
         check_action_space(action_space)
+        check_action_range(action_range, action_space)
+        self.action_range = action_range
         if finetuned_steps is not None and not 1 <= finetuned_steps <= denoising_steps:
             raise ValueError(
                 f"finetuned_steps must lie between 1 and denoising_steps={denoising_steps}, got "
@@ -338,6 +344,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             activation_fn=self.activation_fn,
             **self.diffusion_kwargs,
             finetuned_steps=self.finetuned_steps,
+            action_range=self.action_range,
             finetuned_layers=self.finetuned_layers,
             freeze_encoder=self.freeze_encoder,
             sigma_max=self.sigma_max,
@@ -364,6 +371,15 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         """Make the actor, as it is now, the prior."""
         self.prior.load_state_dict(self.actor.state_dict())
         self.has_prior.fill_(1.0)
+
+    def acts_by_two_networks(self) -> bool:
+        """
+        :return: whether the first denoising steps are those of a prior other than the actor
+        """
+        if self.finetuned_steps == self.process.denoising_steps:
+            return False
+        prior = self.prior.state_dict()
+        return any(not th.equal(prior[k], own) for k, own in self.actor.state_dict().items())
 
     def set_mixing(self, mixing: float) -> None:
         """
@@ -429,7 +445,11 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         return chain[:, -1]
 
     def sample_chains(
-        self, obs: PyTorchObs, deterministic: bool = False, sampling_std: bool = False
+        self,
+        obs: PyTorchObs,
+        deterministic: bool = False,
+        sampling_std: bool = False,
+        noise: th.Tensor | None = None,
     ) -> tuple[th.Tensor, list[th.Tensor], th.Tensor]:
         """
         Sample chains from the mixture of policy and prior; on CUDA as one graph.
@@ -437,6 +457,8 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         :param obs: ``(N, ...)`` observations as :meth:`preprocess` gives them
         :param deterministic: follow the ODE from the fixed initial noise
         :param sampling_std: draw without the exploration floor
+        :param noise: ``(K + 1, N, D)`` standard normal to use instead of a fresh draw, of which the
+            ODE uses the first
         :return: ends of the chains ``(N, k + 1, D)``, their means ``(N, k, D)`` under the policy,
             or under both where they mix, and the policy's standard deviations ``(k,)`` or ``(N,
             k)``
@@ -451,7 +473,9 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         n = len(conditions[0])
         std = self._std_given(conditions[0])
         learned = [] if self.learned_noise is None or sampling_std else [std]
-        if deterministic:
+        if noise is not None:
+            noise = noise.to(self.initial_noise)
+        elif deterministic:
             noise = self.initial_noise.expand(1, n, -1)
         else:
             first = self.initial_noise.expand(n_steps + 1, n, -1)
@@ -611,7 +635,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         :param action: ``(N, *shape)`` in the env's units
         :return: ``(N, *shape)`` float32 in [-1, 1]
         """
-        low, high = self._action_bounds()
+        low, high = self.action_bounds()
         return (2 * (action - low) / (high - low) - 1).astype(np.float32)
 
     def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
@@ -619,12 +643,16 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         The env's action of chains or of scaled actions.
 
         :param scaled_action: ``(N, (k + 1) D)`` flattened chains, or ``(N, *shape)`` actions;
-            clipped to [-1, 1]
+            clipped to [-1, 1], or given an ``action_range`` to ``clip_sample``
         :return: ``(N, *shape)`` in the env's units and dtype
         """
         last = scaled_action.reshape(len(scaled_action), -1)[:, -self.action_dim :]
-        low, high = self._action_bounds()
-        action = low + (last.reshape(-1, *low.shape).clip(-1, 1) + 1) / 2 * (high - low)
+        low, high = self.action_bounds()
+        limit = 1.0
+        if self.action_range is not None:
+            clip_sample = self.diffusion_kwargs["clip_sample"]
+            limit = np.inf if clip_sample is None else clip_sample
+        action = low + (last.reshape(-1, *low.shape).clip(-limit, limit) + 1) / 2 * (high - low)
         assert isinstance(self.action_space, spaces.Box)
         if np.issubdtype(self.action_space.dtype, np.integer):
             action = np.rint(action)
@@ -632,9 +660,17 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         action = action.astype(self.action_space.dtype)
         return action.clip(self.action_space.low, self.action_space.high)
 
-    def _action_bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """The bounds in float64, in which narrow integers do not overflow."""
+    def action_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """
+        What -1 and 1 stand for.
+
+        :return: two arrays ``(*shape)`` in float64, in which narrow integers do not overflow
+        """
         assert isinstance(self.action_space, spaces.Box)
+        if self.action_range is not None:
+            ends = (np.asarray(end, np.float64) for end in self.action_range)
+            low, high = (np.broadcast_to(end, self.action_space.shape) for end in ends)
+            return low, high
         return self.action_space.low.astype(np.float64), self.action_space.high.astype(np.float64)
 
 
@@ -664,6 +700,29 @@ def features_extractor_for(observation_space: spaces.Space) -> type[BaseFeatures
     if isinstance(observation_space, spaces.Dict):
         return CombinedExtractor
     return NatureCNN if is_image_space(observation_space) else FlattenExtractor
+
+
+def check_action_range(action_range: Any, space: spaces.Box) -> None:
+    """
+    :param action_range: of :class:`DiffusionActorCriticPolicy`
+    :param space: action space
+    :raises ValueError: unless it is None or two rows of finite numbers that fit the space, the
+        first below the second
+    """
+    if action_range is None:
+        return
+    ends = [np.asarray(end, np.float64) for end in action_range]
+    try:
+        fits = len(ends) == 2 and all(
+            np.broadcast_shapes(e.shape, space.shape) == space.shape for e in ends
+        )
+    except ValueError:
+        fits = False
+    if not (fits and np.isfinite(ends).all() and (ends[0] < ends[1]).all()):
+        raise ValueError(
+            f"action_range must be the lowest and the highest action, finite and fitting the "
+            f"action space {space}; got {action_range}."
+        )
 
 
 def check_action_space(space: spaces.Space) -> None:

@@ -480,7 +480,7 @@ TAMPERED: dict[str, tuple[Tamper, str]] = {
     ),
     "unknown denoiser": (
         config_with(*KWARGS, "denoiser_class", value="builtins.eval"),
-        "policy: kwargs: denoiser_class: expected one of MlpDenoiser",
+        "policy: kwargs: denoiser_class: expected one of DppoMlpDenoiser, ",
     ),
     "class as a list": (config_with("policy", "class", value=["MlpPolicy"]), "expected one of"),
     "unknown argument of the policy": (

@@ -1,5 +1,6 @@
 """Epsilon-networks behind one small interface."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -147,4 +148,23 @@ def sinusoidal_embedding(n_levels: int, dim: int = 32) -> th.Tensor:
     """
     rates = 10_000 ** (-th.arange(dim // 2) / (dim // 2))
     angles = th.arange(n_levels + 1).unsqueeze(1) * rates
+    return th.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def timestep_embedding(n_levels: int, dim: int) -> th.Tensor:
+    """
+    Constant embedding of noise levels as the temporal U-Net's authors have it (Janner et al. 2022):
+    of the timestep ``t - 1``, with the slowest rate at 1 / 10,000. In single precision throughout,
+    as the weights trained with it are used to.
+
+    :param n_levels: number of levels ``T``
+    :param dim: even number of entries, at least 4
+    :return: ``(T + 1, dim)``, row ``t`` belonging to level ``t``
+    :raises ValueError: for another number of entries
+    """
+    if dim < 4 or dim % 2:
+        raise ValueError(f"The embedding needs an even number of entries from 4 on, got {dim}.")
+    half = dim // 2
+    rates = th.exp(th.arange(half) * -(math.log(10_000) / (half - 1)))
+    angles = th.arange(-1, n_levels).unsqueeze(1) * rates
     return th.cat([angles.sin(), angles.cos()], dim=1)

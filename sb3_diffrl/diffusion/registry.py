@@ -9,9 +9,11 @@ from torch import nn
 
 from sb3_diffrl.diffusion.denoisers import Denoiser, MlpDenoiser
 from sb3_diffrl.diffusion.transformer import TransformerDenoiser
+from sb3_diffrl.diffusion.unet import UnetDenoiser
 
 DENOISERS: dict[str, type[Denoiser]] = {
     "mlp": MlpDenoiser,
+    "unet": UnetDenoiser,
     "transformer": TransformerDenoiser,
 }
 

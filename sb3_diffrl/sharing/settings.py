@@ -344,6 +344,8 @@ def _finetuned_layers(value: Any) -> Any:
     return optional(text if isinstance(value, str) else whole(1, MAX_LAYERS))(value)
 
 
+_numbers = list_of(real(), 2**14)
+
 POLICY_KWARGS: dict[str, Check] = {
     "net_arch": _net_arch,
     "noise_schedule": one_of(diffusion.NOISE_SCHEDULES),
@@ -359,6 +361,7 @@ POLICY_KWARGS: dict[str, Check] = {
     "clip_sample": optional(real(0, 1e6)),
     "timestep_spacing": one_of(diffusion.TIMESTEP_SPACINGS),
     "use_clipped_model_output": flag,
+    "action_range": optional(list_of(_numbers, 2)),
     "share_features_extractor": flag,
     "normalize_images": flag,
     "denoiser_kwargs": arguments,
@@ -373,6 +376,7 @@ ADDED_POLICY_KWARGS = {
     "clip_sample",
     "timestep_spacing",
     "use_clipped_model_output",
+    "action_range",
     "finetuned_layers",
     "freeze_encoder",
     "sigma_max",
