@@ -1,5 +1,6 @@
 """The examples of the readers run, offline."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -19,3 +20,13 @@ def test_an_example_runs(example: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_the_benchmark_runs_small_within_its_limit(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.demonstrations", "--sizes", "0.03"]
+    command += ["--folder", str(tmp_path / "data"), "--gradient-steps", "4"]
+    subprocess.run([*command, "--output", str(tmp_path)], cwd=ROOT, check=True, timeout=120)
+    mapped, in_memory = json.loads((tmp_path / "demonstrations.json").read_text())
+    assert (mapped["form"], in_memory["form"]) == ("mapped", "in memory")
+    assert mapped["anonymous_mib"] < 2e9 / 2**20 and mapped["steps_per_s"] > 0
+    assert (tmp_path / "demonstrations.png").exists() and not list((tmp_path / "data").iterdir())
