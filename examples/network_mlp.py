@@ -24,6 +24,6 @@ for prediction_type in ("epsilon", "sample", "v"):
         verbose=prediction_type == "epsilon",  # prints how many parameters each part has
     )
     model.pretrain(demonstrations, gradient_steps=250, warmup_steps=50)
-    actions, _ = model.predict(demonstrations.observations)
+    actions, _ = model.predict(np.asarray(demonstrations.observations))
     error = np.abs(actions - demonstrations.actions).mean()
     print(f"{prediction_type:>8}: mean distance to the demonstrated actions {error:.3f}")

@@ -54,6 +54,6 @@ if __name__ == "__main__":
     )
     demonstrations = avoiding_demonstrations(n_episodes=40, seed=0)
     model.pretrain(demonstrations, gradient_steps=300, warmup_steps=50)
-    actions, _ = model.predict(demonstrations.observations)
+    actions, _ = model.predict(np.asarray(demonstrations.observations))
     error = np.abs(actions - demonstrations.actions).mean()
     print(f"mean distance to the demonstrated actions {error:.3f}")

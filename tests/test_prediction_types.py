@@ -302,9 +302,9 @@ def test_imitation_without_a_prior_has_the_target_of_the_type(kind: str) -> None
     with th.no_grad():
         loss = imitation_losses(policy, buffer, visited, weights, 4000)["demonstrations"]
 
-    data = buffer.tensors("demonstrations", policy)
+    data = buffer.batches("demonstrations", policy)
     assert data is not None
-    obs, actions = data
+    obs, actions = data.take(th.arange(len(data)))
     assert isinstance(obs, th.Tensor)
     th.manual_seed(1)
     batch = th.randint(len(actions), (4000,))
@@ -335,7 +335,7 @@ def test_pretraining_learns_with_every_type(kind: str) -> None:
     )
     model.pretrain(demonstrations(n_episodes=40), gradient_steps=800, batch_size=128)
     data = demonstrations(n_episodes=10)
-    actions, _ = model.predict(data.observations)
+    actions, _ = model.predict(np.asarray(data.observations))
     assert float(np.abs(actions - data.actions).mean()) < 0.2
 
 
