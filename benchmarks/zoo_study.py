@@ -1,6 +1,6 @@
 """
-What a tuning study found: its history and the hyperparameters' importance as PNG and HTML, and the
-best trial as an entry for hyperparams/diffppo.yml.
+What a tuning study found: its trials as CSV, its history and the hyperparameters' importance as PNG
+and HTML, and the best trial as an entry for hyperparams/diffppo.yml.
 
     python benchmarks/zoo_study.py --storage logs/study.log --study-name avoiding
 """
@@ -38,7 +38,10 @@ def main() -> None:
     entry = undotted(convert_params(best.params))
     print(yaml.safe_dump(entry, sort_keys=False))
     args.output.mkdir(parents=True, exist_ok=True)
-    save_figures(study, args.output / f"study_{args.study_name}")
+    stem = args.output / f"study_{args.study_name}"
+    trials = study.trials_dataframe(("number", "state", "value", "duration", "params"))
+    write_text(stem.with_suffix(".csv"), trials.to_csv(index=False))
+    save_figures(study, stem)
 
 
 def save_figures(study: optuna.Study, stem: Path) -> list[Path]:
