@@ -135,7 +135,8 @@ def test_tracking_without_a_connection(tmp_path: Path) -> None:
     (line,) = (line for line in commands(PAGE) if "WANDB_MODE" in line)
     environment, line = line.split(" ", 1)
     assert environment == "WANDB_MODE=offline"
-    run([shortened(line)], tmp_path, WANDB_MODE="offline", WANDB_SILENT="true")
+    line = shortened(line).replace("-n 64 ", "-n 512 ")  # in which episodes end
+    run([line], tmp_path, WANDB_MODE="offline", WANDB_SILENT="true")
     (recorded,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     content = recorded.read_bytes()
     for name in (b"rollout/ep_rew_mean", b"train/clip_fraction", b"time/env_steps"):

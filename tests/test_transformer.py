@@ -136,7 +136,8 @@ def test_sizes_that_do_not_fit_are_refused(arguments: dict[str, Any], message: s
     "name", [*DENOISERS, "tests.test_transformer.OwnNetwork", "sb3_diffrl.diffusion.MlpDenoiser"]
 )
 def test_every_network_pretrains_learns_and_is_saved(name: str, tmp_path: Path) -> None:
-    model = make_model(denoiser_class=name)
+    horizon = {"denoiser_kwargs": {"horizon": 2}} if name == "unet" else {}
+    model = make_model(denoiser_class=name, **horizon)
     data = demonstrations(n_episodes=40)
     model.pretrain(data, gradient_steps=600, batch_size=128, validation_interval=300)
     prior = {key: value.clone() for key, value in model.policy.prior.state_dict().items()}

@@ -640,7 +640,7 @@ def test_the_wheel_holds_hook_and_hyperparameters(installed: Path) -> None:
     for name in names:  # what is recorded is removed when the package is
         assert (installed / name).is_file() and f"{name}," in listed
     entry = zoo.load_hyperparams(installed / "sb3_diffrl/zoo_configs/no_kl.yml", TASK)
-    assert entry["beta"] == 0.0 and entry["n_timesteps"] == 200_000
+    assert entry["beta"] == 0.0 and entry["n_timesteps"] == 40_000
 
 
 def test_the_hook_is_light_and_silent_without_the_zoo(installed: Path) -> None:

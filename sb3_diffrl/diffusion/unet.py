@@ -82,7 +82,7 @@ class UnetDenoiser(Denoiser):
         net_arch: Sequence[int] = (64, 128, 256),
         activation_fn: type[nn.Module] = nn.Mish,
         *,
-        horizon: int,
+        horizon: int = 1,
         down_dims: Sequence[int] | None = None,
         kernel_size: int = 5,
         n_groups: int = 8,
