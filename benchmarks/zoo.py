@@ -37,6 +37,7 @@ METHODS = {
     "PPO": ("ppo", None),
 }
 ENVS = [
+    "sb3_diffrl/AvoidingPerturbed-v0",
     *("Pendulum-v1", "MountainCarContinuous-v0", "Hopper-v5"),
     *("Walker2d-v5", "HalfCheetah-v5", "BipedalWalker-v3"),
 ]
