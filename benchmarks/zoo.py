@@ -196,10 +196,10 @@ def report(output: Path) -> str:
                 continue
             returns = [r["return"] for r in runs]
             mean = statistics.mean(returns)
-            spread = f" ± {max(abs(r - mean) for r in returns):.1f}" if len(runs) > 1 else ""
+            spread = f" ± {max(abs(r - mean) for r in returns):.2g}" if len(runs) > 1 else ""
             lines.append(
                 f"| {env_id} | {method} | {len(runs)} × {runs[0]['episodes']} "
-                f"| {statistics.mean(r['env_steps'] for r in runs):,.0f} | {mean:.1f}{spread} "
+                f"| {statistics.mean(r['env_steps'] for r in runs):,.0f} | {mean:.4g}{spread} "
                 f"| {runs[0]['demonstrations'] or '–'} "
                 f"| {statistics.mean(r['wall_s'] for r in runs):.0f} |"
             )
