@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evaluation",),
     ("callbacks",),
 )
-EDGES = {"__main__", "cli", "experiments", "hub", "importing", "plots", "sharing", "zoo"}
+EDGES = {"__main__", "bench", "cli", "experiments", "hub", "importing", "plots", "sharing", "zoo"}
 # Methods that lead to an edge, imported when they are called.
 HOOKS = {"diffusion_ppo": {"hub"}}
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}

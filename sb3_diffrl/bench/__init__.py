@@ -1,0 +1,1 @@
+"""The benchmark: train on clean demonstrations, test perturbed, fine-tune perturbed, measure."""
