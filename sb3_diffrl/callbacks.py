@@ -48,6 +48,7 @@ class SuccessCallback(BaseCallback):
     :param n_episodes: episodes of each
     :param seed: of the evaluation
     :param verbose: verbosity
+    :param name: of the logged scalar, after ``eval/``
     """
 
     def __init__(
@@ -57,8 +58,10 @@ class SuccessCallback(BaseCallback):
         n_episodes: int = 100,
         seed: int = 0,
         verbose: int = 0,
+        name: str = "success_rate",
     ):
         super().__init__(verbose)
+        self.name = name
         self.env = env
         self.eval_freq_env_steps = eval_freq_env_steps
         self.n_episodes = n_episodes
@@ -85,5 +88,5 @@ class SuccessCallback(BaseCallback):
     def _evaluate(self) -> None:
         result = evaluate(self.model, self.env, self.n_episodes, seed=self.seed)
         self.curve.append((self.env_steps, result.success_rate))
-        self.logger.record("eval/success_rate", result.success_rate)
+        self.logger.record(f"eval/{self.name}", result.success_rate)
         self.logger.dump(self.num_timesteps)

@@ -1,6 +1,7 @@
 """Success statistics of a policy."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,12 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    VecEnv,
+    VecNormalize,
+    is_vecenv_wrapped,
+)
 
 from sb3_diffrl.random_state import preserved_random_state
 from sb3_diffrl.wrappers import GymVecEnv
@@ -69,6 +75,8 @@ def evaluate(
     do not count more often.
 
     The global random generators are left as they were: evaluating does not change a training run.
+    A model that is trained under :class:`~stable_baselines3.common.vec_env.VecNormalize` sees the
+    observations normalised by its statistics, if the env does not do that itself.
 
     :param model: any model of SB3's
     :param env: environment, vectorised or not
@@ -79,6 +87,11 @@ def evaluate(
     """
     vec_env = as_vec_env(env)
     monitored = all(vec_env.env_is_wrapped(Monitor))
+    statistics = model.get_vec_normalize_env() if hasattr(model, "get_vec_normalize_env") else None
+    if statistics is None or is_vecenv_wrapped(vec_env, VecNormalize):
+        see: Callable[[Any], Any] = _as_they_are
+    else:
+        see = statistics.normalize_obs
     with preserved_random_state(seed):
         vec_env.seed(seed)
         observations = vec_env.reset()
@@ -87,7 +100,7 @@ def evaluate(
         returns, lengths = np.zeros(n_envs), np.zeros(n_envs, int)
         episodes: list[tuple[float, int, dict[str, Any]]] = []
         while quota.any():
-            actions, _ = model.predict(observations, deterministic=deterministic)  # type: ignore[arg-type]
+            actions, _ = model.predict(see(observations), deterministic=deterministic)
             observations, rewards, dones, infos = vec_env.step(actions)
             returns += rewards
             lengths += [info.get("env_steps", 1) for info in infos]  # a chunk makes several
@@ -104,6 +117,10 @@ def evaluate(
         lengths=np.array([episode[1] for episode in episodes]),
         infos=[info for _, _, info in episodes],
     )
+
+
+def _as_they_are(observations: Any) -> Any:
+    return observations
 
 
 def as_vec_env(env: gym.Env | VectorEnv | VecEnv) -> VecEnv:

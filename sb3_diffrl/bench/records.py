@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from sb3_diffrl.evaluation import wilson_interval
-from sb3_diffrl.experiments import write_text
+from sb3_diffrl.files import Path, write_text
 
 EVAL_MODES = {"stochastic": False, "deterministic": True}
 
-Path = str | pathlib.Path
+Key = tuple[str, str, str, int]  # task, method, perturbation, seed
 
 
 class Successes(NamedTuple):
@@ -105,7 +105,7 @@ class Record:
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
-    def key(self) -> tuple[str, str, str, int]:
+    def key(self) -> Key:
         """What tells this run from others: task, method, perturbation, seed."""
         return self.task, self.method, self.perturbation, self.seed
 

@@ -1,0 +1,66 @@
+"""The methods that the benchmark compares."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Method:
+    """
+    One method.
+
+    :param name: in commands and results
+    :param label: in tables and figures
+    :param algo: algorithm by its name in RL Zoo, or a function that builds the model, by its
+        dotted name (see :func:`~sb3_diffrl.bench.training.builder`)
+    :param config: named experiment of ``zoo_configs/``; None for the algorithm's hyperparameters
+    """
+
+    name: str
+    label: str
+    algo: str
+    config: str | None = None
+
+
+_ALL = (
+    Method("diffusion", "Diffusion only", "diffppo", "diffusion_only"),
+    Method("diffrl", "DiffRL", "diffppo", "diffrl"),
+    Method("paper", "DiffRL, all parts", "diffppo", "paper"),
+    Method("no_kl", "NoKL", "diffppo", "no_kl"),
+    Method("fixed_beta", "FixedBeta", "diffppo", "fixed_beta"),
+    Method("no_mixing", "NoMixing", "diffppo", "no_mixing"),
+    Method("no_imitation", "NoImitation", "diffppo", "no_imitation"),
+    Method("no_context", "NoContext", "diffppo", "no_context"),
+    Method("ppo", "PPO from scratch", "ppo"),
+    Method("sac", "SAC from scratch", "sac"),
+    Method("tqc", "TQC from scratch", "tqc"),
+)
+METHODS = {method.name: method for method in _ALL}
+LABELS = {method.name: method.label for method in _ALL}
+
+
+def find_method(name: str) -> Method:
+    """
+    :param name: one of :data:`METHODS`; another name of ``zoo_configs/`` or the path of such a
+        file, an experiment with DiffusionPPO; or a function by its dotted name
+    :return: the method
+    :raises ValueError: where there is none
+    """
+    from pathlib import Path
+
+    from sb3_diffrl.bench.training import builder
+    from sb3_diffrl.zoo import shipped
+
+    if name in METHODS:
+        return METHODS[name]
+    configs = shipped("zoo_configs")
+    if (configs / f"{name}.yml").exists() or Path(name).is_file():
+        return Method(Path(name).stem, Path(name).stem, "diffppo", name)
+    try:
+        builder(name)
+    except ValueError as error:
+        raise ValueError(
+            f"no method {name!r}: expected one of {', '.join(METHODS)}, a named experiment of "
+            "zoo_configs/ or the path of one, or a function that builds a model, "
+            "package.module.function"
+        ) from error
+    return Method(name.rpartition(".")[2], name, name)

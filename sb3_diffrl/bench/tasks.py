@@ -1,0 +1,173 @@
+"""
+The tasks of the benchmark: an environment, clean and perturbed, and how methods learn it.
+
+``avoiding``, ``metaworld/<task>`` and any environment with demonstrations of one's own, described
+by a YAML file of a few lines (see ``zoo_configs/task_avoiding_small_shift.yml``).
+"""
+
+import pathlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
+
+from sb3_diffrl.bench.zoo_commands import zoo_hyperparams
+from sb3_diffrl.wrappers import GymVecEnv
+from sb3_diffrl.zoo import load_hyperparams, merge, read_yaml, shipped
+
+Wrap = Callable[[gym.Env], gym.Env]
+
+METAWORLD = "metaworld"
+
+
+@dataclass(frozen=True)
+class Task:
+    """
+    What is to be learned; picklable.
+
+    :param name: in commands and results
+    :param env_id: of gymnasium; ``module:id`` imports the module that registers it
+    :param perturbations: arguments of the perturbed environment by name of the perturbation
+    :param env_kwargs: arguments of every environment
+    :param hyperparams: by algorithm, what is merged over its hyperparameters
+    :param env_steps: budget of methods that start from a prior, by perturbation, where it is not
+        that of the hyperparameters
+    """
+
+    name: str
+    env_id: str
+    perturbations: Mapping[str, Mapping[str, Any]]
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    hyperparams: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    env_steps: Mapping[str, int] = field(default_factory=dict)
+
+    def make_env(self, perturbation: str | None, n_envs: int, wrap: Wrap | None = None) -> VecEnv:
+        """
+        :param perturbation: name of one, None for the clean environment
+        :param n_envs: number of environments
+        :param wrap: what is to be put around each, which are then stepped one by one
+        :return: monitored environments
+        :raises ValueError: for an unknown perturbation
+        """
+        kwargs = {**self.env_kwargs, **self._perturbed(perturbation)}
+        if wrap is None and self.vectorised:
+            mode = "vector_entry_point"
+            envs = gym.make_vec(self.env_id, n_envs, vectorization_mode=mode, **kwargs)
+            return VecMonitor(GymVecEnv(envs))
+
+        def make() -> gym.Env:
+            env = Monitor(gym.make(self.env_id, **kwargs))
+            return env if wrap is None else wrap(env)
+
+        return DummyVecEnv([make] * n_envs)
+
+    @property
+    def vectorised(self) -> bool:
+        """Whether many environments cost little more than one."""
+        return gym.spec(self.env_id).vector_entry_point is not None
+
+    def hyperparams_of(self, algo: str, config: str | None = None) -> dict[str, Any]:
+        """
+        :param algo: algorithm, by its name in RL Zoo; a function of one's own is handed those of
+            DiffusionPPO
+        :param config: named experiment: a path, or a name of ``zoo_configs/``
+        :return: the shipped hyperparameters of the environment, RL Zoo's own where there are none,
+            with the task's own merged over them
+        """
+        algo = "diffppo" if "." in algo else algo  # a function of one's own
+        env_id = self.env_id.rpartition(":")[2]
+        path = shipped("hyperparams") / f"{algo}.yml"
+        if config is not None:
+            named = shipped("zoo_configs") / f"{config}.yml"
+            found = load_hyperparams(named if named.exists() else config, env_id)
+        elif path.exists() and {env_id, "default"} & read_yaml(path).keys():
+            found = load_hyperparams(path, env_id)
+        else:
+            found = zoo_hyperparams(algo, env_id)
+        own = dict(self.hyperparams.get(algo, {}))
+        if found.get("pretrain", ...) is None:  # the named experiment does without
+            own = {name: own[name] for name in own.keys() - {"demonstrations", "pretrain"}}
+        return merge(found, own)
+
+    def _perturbed(self, perturbation: str | None) -> Mapping[str, Any]:
+        if perturbation is None:
+            return {}
+        if perturbation not in self.perturbations:
+            raise ValueError(
+                f"{self.name}: no perturbation {perturbation!r}, expected one of "
+                f"{', '.join(self.perturbations)}"
+            )
+        return self.perturbations[perturbation]
+
+
+def avoiding() -> Task:
+    """:return: the embedded task, in ten displaced scenes and displaced anew in every episode"""
+    names = [*(f"scene:{n}" for n in range(10)), "episode"]
+    return Task(
+        name="avoiding",
+        env_id="sb3_diffrl/Avoiding-v0",
+        perturbations={name: {"perturbation": name} for name in names},
+        env_steps={"episode": 200_000},
+    )
+
+
+def from_yaml(path: str | pathlib.Path) -> Task:
+    """
+    A task of one's own::
+
+        env: my_package:MyEnv-v0
+        env_kwargs: {}
+        perturbations:
+          moved: {displacement: 0.1}
+        demonstrations: my_demonstrations.npz
+        pretrain: {gradient_steps: 10000}
+        hyperparams:
+          diffppo: {n_envs: 8}
+
+    The environment's ``info`` tells ``is_success`` at the end of an episode.
+
+    :param path: a YAML file; its stem, without ``task_``, names the task
+    :return: the task
+    :raises ValueError: where something is missing or unknown
+    """
+    path = pathlib.Path(path)
+    content = read_yaml(path)
+    shared = {name: content.pop(name) for name in ("demonstrations", "pretrain") if name in content}
+    missing = {"env", "perturbations"} - content.keys()
+    unknown = content.keys() - {"env", "env_kwargs", "perturbations", "hyperparams"}
+    if missing or unknown:
+        raise ValueError(
+            f"{path}: missing {sorted(missing)}, unknown {sorted(unknown)}. Expected env and "
+            "perturbations, and any of env_kwargs, demonstrations, pretrain, hyperparams."
+        )
+    if not isinstance(content["perturbations"], dict) or not content["perturbations"]:
+        raise ValueError(f"{path}: perturbations: expected arguments of the environment by name")
+    return Task(
+        name=path.stem.removeprefix("task_"),
+        env_id=content["env"],
+        perturbations={name: kwargs or {} for name, kwargs in content["perturbations"].items()},
+        env_kwargs=content.get("env_kwargs") or {},
+        hyperparams=merge(content.get("hyperparams") or {}, {"diffppo": shared, "bc_ppo": shared}),
+    )
+
+
+def find_tasks(name: str) -> list[Task]:
+    """
+    :param name: ``avoiding``, ``metaworld`` (the twenty), ``metaworld/<task>``, the path of a YAML
+        file, or the name of one of ``zoo_configs/task_*.yml``
+    :return: the tasks of that name
+    :raises ValueError: where there is none
+    """
+    if name == "avoiding":
+        return [avoiding()]
+    named = shipped("zoo_configs") / f"task_{name}.yml"
+    if named.exists() or name.endswith((".yml", ".yaml")):
+        return [from_yaml(named if named.exists() else name)]
+    own = sorted(file.stem.removeprefix("task_") for file in named.parent.glob("task_*.yml"))
+    raise ValueError(
+        f"no task {name!r}: expected avoiding, {METAWORLD}, {METAWORLD}/<task>, "
+        f"{', '.join(own)}, or the path of a YAML file that describes one"
+    )
