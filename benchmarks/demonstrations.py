@@ -33,7 +33,7 @@ from stable_baselines3.common.logger import Logger
 
 from sb3_diffrl import Demonstrations, DiffusionMlpPolicy, DiffusionPPO
 from sb3_diffrl.demonstrations.arrays import ConcatenatedArray
-from sb3_diffrl.experiments import write_text
+from sb3_diffrl.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
 SIZES_GB = (0.1, 1.0, 10.0)

@@ -12,6 +12,7 @@ Ways that the results file already has are skipped. Beside the rows (``.csv``) t
 import argparse
 import copy
 import csv
+import dataclasses
 import io
 import itertools
 import statistics
@@ -22,11 +23,13 @@ from typing import Any, NamedTuple
 import torch as th
 
 from sb3_diffrl import DiffusionPPO
+from sb3_diffrl.bench.methods import METHODS
+from sb3_diffrl.bench.runs import measure, plan_run
+from sb3_diffrl.bench.tasks import avoiding
 from sb3_diffrl.diffusion import DiffusionProcess
-from sb3_diffrl.evaluation import wilson_interval
-from sb3_diffrl.experiments import TASK, make_prior, measure, write_text
+from sb3_diffrl.files import write_text
 from sb3_diffrl.plots import save_figure
-from sb3_diffrl.zoo import load_hyperparams
+from sb3_diffrl.zoo import merge
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = (1, 2, 4, 10, 20)
@@ -172,8 +175,8 @@ def main() -> None:
     args = parser.parse_args()
 
     th.set_num_threads(1)
-    hyperparams = load_hyperparams(ROOT / "hyperparams/diffppo.yml", TASK)
-    hyperparams["pretrain"] = {**hyperparams["pretrain"], "gradient_steps": args.gradient_steps}
+    plain = plan_run(avoiding(), METHODS["diffusion"], "episode", n_episodes=args.episodes)
+    pretraining = {"pretrain": {"gradient_steps": args.gradient_steps}}
     rows = read_rows(args.output)
     for prediction_type, noise_schedule in POLICIES:
         ways = itertools.product(STEPS, ETAS)
@@ -182,13 +185,14 @@ def main() -> None:
         if not todo:
             continue
         kind = {"prediction_type": prediction_type, "noise_schedule": noise_schedule}
-        mine = {**hyperparams, "policy_kwargs": {**hyperparams["policy_kwargs"], **kind}}
-        model = DiffusionPPO.load(make_prior(args.priors, mine).path, device="cpu")
+        hyperparams = merge(plain.hyperparams, {**pretraining, "policy_kwargs": kind})
+        run = dataclasses.replace(plain, hyperparams=hyperparams)
+        model = run.make_prior(args.priors).load()
         for steps, eta in todo:
             sampler = sampled_by(model, steps, eta)
-            found = measure(sampler, None, args.episodes)
-            low, high = wilson_interval(round(found.success * args.episodes), args.episodes)
-            numbers = (found.success, low, high, found.mode_entropy, milliseconds(sampler))
+            successes, entropy = measure(run, sampler, None)
+            assert entropy is not None  # Avoiding tells ways apart
+            numbers = (successes.rate, *successes.interval, entropy, milliseconds(sampler))
             rounded = [round(number, 4) for number in numbers]
             rows.append(Row(prediction_type, noise_schedule, steps, eta, args.episodes, *rounded))
             write_rows(args.output, rows)

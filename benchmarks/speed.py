@@ -46,7 +46,7 @@ from benchmarks.contenders import (
 )
 from benchmarks.speed_figures import growth_figure, speed_figure
 from sb3_diffrl import Demonstrations, DiffusionMlpPolicy, DiffusionPPO
-from sb3_diffrl.experiments import write_text
+from sb3_diffrl.files import write_text
 from sb3_diffrl.wrappers import ActionChunkWrapper
 
 RESULTS = Path(__file__).parent / "results"

@@ -24,8 +24,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
+from sb3_diffrl.bench.zoo_commands import zoo_hyperparams, zoo_load, zoo_train
 from sb3_diffrl.demonstrations import Demonstrations
-from sb3_diffrl.experiments import Curve, write_text, zoo_hyperparams, zoo_load, zoo_train
+from sb3_diffrl.files import write_text
 from sb3_diffrl.plots import benchmark_figure
 from sb3_diffrl.zoo import load_hyperparams, shipped
 
@@ -100,7 +101,7 @@ def execute(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     path = zoo_train(algo, run.env_id, folder, *arguments)
     wall_s = time.perf_counter() - start
-    curve: Curve = []
+    curve: list[tuple[int, float]] = []
     if (path / "evaluations.npz").exists():
         with np.load(path / "evaluations.npz") as file:
             curve = [
@@ -188,7 +189,7 @@ def report(output: Path) -> str:
         "steps, return | wall s |",
         "|---|---|---|---|---|---|---|",
     ]
-    panels: dict[str, dict[str, list[Curve]]] = {}
+    panels: dict[str, dict[str, list[list[tuple[int, float]]]]] = {}
     for env_id in dict.fromkeys(r["env_id"] for r in results):
         for method in METHODS:
             runs = [r for r in results if (r["env_id"], r["method"]) == (env_id, method)]

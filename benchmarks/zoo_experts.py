@@ -17,7 +17,8 @@ import numpy as np
 import yaml
 
 from sb3_diffrl import Demonstrations
-from sb3_diffrl.experiments import write_text, zoo_hyperparams, zoo_load, zoo_train
+from sb3_diffrl.bench.zoo_commands import zoo_hyperparams, zoo_load, zoo_train
+from sb3_diffrl.files import write_text
 
 # SB3's own PPO in many environments with large minibatches, which takes a tenth of the time of the
 # Zoo's entries on one core.

@@ -11,7 +11,7 @@ from pathlib import Path
 import optuna
 import yaml
 
-from sb3_diffrl.experiments import write_text
+from sb3_diffrl.files import write_text
 from sb3_diffrl.plots import save_figure
 from sb3_diffrl.zoo import convert_params, open_storage, undotted
 

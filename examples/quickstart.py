@@ -8,23 +8,18 @@ import argparse
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch as th
 from rich.console import Console
 
 from sb3_diffrl import DiffusionPPO
-from sb3_diffrl.experiments import (
-    TASK,
-    Run,
-    add_rows,
-    demonstrations,
-    execute,
-    in_process,
-    make_prior,
-    results_table,
-)
+from sb3_diffrl.bench.methods import METHODS
+from sb3_diffrl.bench.runs import Run, execute, in_process, plan_run
+from sb3_diffrl.bench.tables import add_rows, results_table, rows_of
+from sb3_diffrl.bench.tasks import avoiding
 from sb3_diffrl.plots import quickstart_figure, record_trajectories
-from sb3_diffrl.zoo import load_hyperparams
+from sb3_diffrl.zoo import load_demonstrations
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,54 +39,47 @@ def main() -> None:
     say = console.print
     start = time.perf_counter()
     scene, model_path = f"scene:{args.scene}", args.output / "quickstart_model.zip"
-    hyperparams = load_hyperparams(ROOT / "hyperparams/diffppo.yml", TASK)
-    budget = {"seed": args.seed, "n_episodes": args.episodes}
-    scratch_hyperparams = load_hyperparams(ROOT / "hyperparams/ppo.yml", TASK)
-    ppo = Run("ppo", scene, scratch_hyperparams, args.steps, **budget)
+
+    def run(method: str, **arguments: Any) -> Run:
+        how = {"n_episodes": args.episodes, "curve_interval": 5_000, **arguments}
+        return plan_run(avoiding(), METHODS[method], scene, args.seed, args.steps, **how)
 
     with ThreadPoolExecutor() as pool:
-        scratch = pool.submit(in_process, execute, ppo)
+        scratch = pool.submit(in_process, execute, run("ppo"))
 
-        data = demonstrations(hyperparams)
+        diffusion = run("diffusion")
+        data = load_demonstrations(diffusion.hyperparams["demonstrations"])
         say(f"1. {len(data)} demonstrations, {len(data.actions):,} decisions. Pre-training on them")
-        prior = make_prior(args.output, hyperparams, progress_bar=True)
+        prior = diffusion.make_prior(args.output, progress_bar=True)
 
         say(f"2. Evaluating the diffusion policy, clean and perturbed ({scene})")
-        diffusion = execute(Run("diffusion", scene, hyperparams, 0, prior=prior, **budget))
-        say(results_table(diffusion.rows, width=console.width))
+        was = execute(diffusion, prior)
+        say(results_table(rows_of(was), width=console.width))
 
         say(f"3. Fine-tuning in the perturbed scene for {args.steps:,} environment steps")
-        diffrl = execute(
-            Run(
-                "diffrl",
-                scene,
-                hyperparams,
-                args.steps,
-                prior=prior,
-                save_path=model_path,
-                progress_bar=True,
-                **budget,
-            )
-        )
+        now = execute(run("diffrl", save_path=model_path, progress_bar=True), prior)
         say("4. Waiting for PPO from scratch")
-        outcomes = [diffusion, scratch.result(), diffrl]
+        ppo = scratch.result()
 
-    rows = [row for outcome in outcomes for row in outcome.rows]
+    rows = [row for record in (was, ppo, now) for row in rows_of(record)]
     add_rows(args.output / "quickstart.csv", rows)
-    before, after = DiffusionPPO.load(prior.path), DiffusionPPO.load(model_path)
-    was, now = diffusion.rows[0], diffrl.rows[0]
+    before, after = prior.load(), DiffusionPPO.load(model_path)
+    found, gained = was.evaluations["stochastic"], now.evaluations["stochastic"]
     quickstart_figure(
         args.output / "quickstart.png",
         {
-            f"Diffusion only, clean: {was.clean:.0%}": record_trajectories(before, None),
-            f"Diffusion only, perturbed: {was.perturbed_after:.0%}": record_trajectories(
+            f"Diffusion only, clean: {found.clean.rate:.0%}": record_trajectories(before, None),
+            f"Diffusion only, perturbed: {found.after.rate:.0%}": record_trajectories(
                 before, scene
             ),
-            f"DiffRL, perturbed: {now.perturbed_after:.0%}": record_trajectories(after, scene),
+            f"DiffRL, perturbed: {gained.after.rate:.0%}": record_trajectories(after, scene),
         },
-        {"DiffRL": diffrl.curve, "PPO from scratch": outcomes[1].curve},
-        ppo.curve_episodes,
-        was.perturbed_after,
+        {
+            label: [(point.env_steps, point.perturbed.rate) for point in record.curve]
+            for label, record in (("DiffRL", now), ("PPO from scratch", ppo))
+        },
+        now.curve[0].perturbed.n_episodes,
+        found.after.rate,
     )
     say(results_table(rows, width=console.width))
     say(f"Figure and rows: {args.output}/quickstart.png, {args.output}/quickstart.csv")

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from sb3_diffrl.bench.commands import bench
 from sb3_diffrl.demonstrations import Demonstrations
 from sb3_diffrl.demonstrations.formats import FORMATS
 
@@ -76,7 +77,7 @@ def record(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_record)
 
 
-COMMANDS: dict[str, Command] = {"demos": demos}
+COMMANDS: dict[str, Command] = {"bench": bench, "demos": demos}
 
 
 def run_inspect(args: argparse.Namespace) -> None:

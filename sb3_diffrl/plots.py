@@ -212,6 +212,29 @@ def benchmark_figure(
     save_figure(figure, path)
 
 
+def band_figure(
+    path: str | pathlib.Path, panels: Mapping[str, Mapping[str, Sequence[np.ndarray]]]
+) -> None:
+    """
+    Save one panel for each task: success rates with their intervals over environment steps.
+
+    :param path: a PNG file
+    :param panels: by title of the panel and label of the curve: environment steps, lower bound,
+        mean and upper bound, each ``(P,)``
+    """
+    figure = _figure(6.5 * len(panels), 4.2)
+    axes = figure.subplots(1, len(panels), squeeze=False).ravel()
+    for ax, (title, curves) in zip(axes, panels.items(), strict=True):
+        for label, (steps, low, mean, high) in curves.items():
+            colour = METHOD_COLOURS.get(label)
+            (line,) = ax.plot(steps, mean, linewidth=2, color=colour, label=label)
+            ax.fill_between(steps, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
+        _finish_curves(ax)
+        ax.set_title(title)
+        ax.legend(loc="best", frameon=False, fontsize="small")
+    save_figure(figure, path)
+
+
 def learning_curve_figure(path: str | pathlib.Path, curve: Curve, n_episodes: int | None) -> None:
     """
     Save one learning curve.

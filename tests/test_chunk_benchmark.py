@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sb3_diffrl.experiments import TASK, read_rows, task_env, training_env, wrapping
 
 from benchmarks import avoiding, chunks
-from sb3_diffrl.experiments import TASK, read_rows, task_env, training_env, wrapping
 from sb3_diffrl.wrappers import ActionChunkWrapper
 from sb3_diffrl.zoo import load_hyperparams
 

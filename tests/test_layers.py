@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1] / PACKAGE
 # Each imports from those in lines before it, and from its own folder; the edges from all and from
 # one another.
 LAYERS: tuple[tuple[str, ...], ...] = (
+    ("files",),
     ("diffusion",),
     ("schedules",),
     ("demonstrations",),
@@ -33,7 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evaluation",),
     ("callbacks",),
 )
-EDGES = {"__main__", "bench", "cli", "experiments", "hub", "importing", "plots", "sharing", "zoo"}
+EDGES = {"__main__", "bench", "cli", "hub", "importing", "plots", "sharing", "zoo"}
 # Methods that lead to an edge, imported when they are called.
 HOOKS = {"diffusion_ppo": {"hub"}}
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
@@ -42,6 +43,7 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 MAY_IMPORT = {
     "diffusion": {"torch"},
     "schedules": set(),
+    "files": set(),
     "demonstrations": {"numpy", "gymnasium"},
     "envs": {"numpy", "gymnasium"},
     "random_state": {"numpy", "torch"},
@@ -166,7 +168,7 @@ def test_imports_run_one_way(file: Path) -> None:
         ("policies.py", "from sb3_diffrl import callbacks"),
         ("policies.py", "def f():\n    import sb3_diffrl.diffusion_ppo"),
         ("diffusion/chain.py", "from ..schedules import Constant"),
-        ("evaluation.py", "from sb3_diffrl.experiments import Run"),
+        ("evaluation.py", "from sb3_diffrl.bench.runs import Run"),
         ("evaluation.py", "def f():\n    from sb3_diffrl import hub"),
         ("diffusion_ppo.py", "from sb3_diffrl import hub"),
         ("diffusion_ppo.py", "def f():\n    from sb3_diffrl import plots"),
@@ -187,7 +189,7 @@ def test_a_wrong_arrow_is_noticed(module: str, line: str) -> None:
         ("policies.py", "from sb3_diffrl.diffusion import Denoiser"),
         ("policies.py", "from sb3_diffrl import diffusion"),
         ("diffusion/chain.py", "from .denoisers import Denoiser"),
-        ("experiments.py", "from sb3_diffrl import DiffusionPPO, plots"),
+        ("bench/runs.py", "from sb3_diffrl import DiffusionPPO, plots"),
         ("diffusion_ppo.py", "def f():\n    from sb3_diffrl import hub"),
         ("demonstrations/dataset.py", "def f():\n    import h5py"),
     ],
@@ -203,6 +205,9 @@ def test_importing_the_package_is_light() -> None:
         *("metaworld", "mujoco", "robosuite", "gymnasium_robotics", "pygame", "pybullet"),
         *(
             "safetensors",
+            "ray",
+            "rliable",
+            "sklearn",
             "PIL",
             "h5py",
             "zarr",

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch as th
+from sb3_diffrl.experiments import TASK, ResultRow, add_rows, algorithm_arguments
 
 from benchmarks import finetuning, samplers
 from sb3_diffrl import DiffusionPPO
-from sb3_diffrl.experiments import TASK, ResultRow, add_rows, algorithm_arguments
 from sb3_diffrl.zoo import load_hyperparams
 from tests.envs import TargetEnv
 

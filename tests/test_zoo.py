@@ -27,8 +27,9 @@ from stable_baselines3.common.utils import LinearSchedule
 import sb3_diffrl
 import sb3_diffrl_zoo_hook as zoo_hook
 from sb3_diffrl import Demonstrations, zoo
+from sb3_diffrl.bench.training import wrapping
+from sb3_diffrl.bench.zoo_commands import zoo_hyperparams, zoo_load
 from sb3_diffrl.envs.avoiding import avoiding_demonstrations
-from sb3_diffrl.experiments import wrapping, zoo_hyperparams, zoo_load
 from tests.hub_server import HubServer
 
 ROOT = Path(__file__).parent.parent
