@@ -85,8 +85,6 @@ def main() -> int:
     parser.add_argument("--pretraining-steps", type=int, default=PRETRAINING_STEPS)
     args = parser.parse_args()
     labels = {name: label for name, (label, _) in CHUNKS.items()}
-    if args.method != "diffrl":
-        labels |= {f"{name}-{args.method}": f"{at}, {args.method}" for name, at in labels.items()}
     runs = [] if args.report else plan(args)
     return variants.run(args, runs, "Action chunks under a sparse reward", labels, CHECKPOINTS)
 

@@ -63,7 +63,7 @@ def run(
     :param args: of :func:`parser`
     :param runs: what is wanted
     :param title: of the report
-    :param labels: what the variants are, in their order
+    :param labels: what the variants are, by name in their order
     :param checkpoints: environment steps that the report looks at on the way
     :return: exit code
     """
@@ -89,8 +89,8 @@ def report(
     order = list(labels)
     for record in sorted(read_records(file), key=lambda r: (r.key[:1], r.perturbation)):
         groups.setdefault((record.task, record.perturbation, record.method), []).append(record)
-    keys = sorted(groups, key=lambda key: (*key[:2], order.index(key[2])))
-    lines = [_line(labels[key[2]], groups[key], checkpoints) for key in keys]
+    keys = sorted(groups, key=lambda key: (*key[:2], order.index(key[2].partition("-")[0]), key))
+    lines = [_line(_label(labels, key[2]), groups[key], checkpoints) for key in keys]
     head = ["task", "perturbation", "variant", "seeds × episodes", "environment steps"]
     head += ["perturbed before RL", *(f"at {at:,} steps" for at in checkpoints)]
     head += ["perturbed after RL", "clean after RL", "mode entropy", "wall s"]
@@ -111,10 +111,16 @@ def report(
         curves = [record.curve for record in groups[task, perturbation, method]]
         if all(curves):
             panel = panels.setdefault(f"{task}, {perturbation}", {})
-            panel[labels[method]] = band(curves)
+            panel[_label(labels, method)] = band(curves)
     if panels:
         band_figure(file.with_suffix(".png"), panels)
     return text
+
+
+def _label(labels: Mapping[str, str], method: str) -> str:
+    """What a variant is; ``chunks-no_context`` is another method's form of ``chunks``."""
+    name, dash, other = method.partition("-")
+    return labels[name] + (f", {other}" if dash else "")
 
 
 def _line(label: str, runs: Sequence[Record], checkpoints: Sequence[int]) -> list[str]:

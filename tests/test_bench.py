@@ -440,7 +440,7 @@ def test_the_grid_runs_what_is_missing_and_goes_on_after_a_failure(tmp_path: Pat
     folder = tmp_path / "results"
     assert run_grid(runs, folder, tmp_path / "priors", jobs=2, console=console) == 1
     assert {path.name for path in folder.iterdir()} == {"avoiding.jsonl", "family.jsonl"}
-    assert len(list((tmp_path / "priors").glob("*.zip"))) == 2  # a prior for each task
+    assert len(list((tmp_path / "priors").glob("*.zip"))) == 1  # shared by both that need one
     assert [run.method for run in missing_runs(runs, folder)] == ["own"]
     assert "out of memory" in console.export_text()
     allowed.touch()
@@ -464,7 +464,10 @@ def test_the_command_runs_and_reports(tmp_path: Path, capsys: pytest.CaptureFixt
         command += [name, str(folder)]
     assert cli.main(command) == 0
     found = read_records(folders[0] / "tiny.jsonl")
-    assert [(r.method, r.perturbation) for r in found] == [("diffrl", "half"), ("diffusion", "half")]
+    assert [(r.method, r.perturbation) for r in found] == [
+        ("diffrl", "half"),
+        ("diffusion", "half"),
+    ]
     assert DiffusionPPO.load(folders[2] / "tiny-diffrl-half-0.zip")
     assert cli.main(["bench", "--tasks", "moon"]) == 1
     assert "no task 'moon'" in capsys.readouterr().err

@@ -4,38 +4,40 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sb3_diffrl.experiments import TASK, read_rows, task_env, training_env, wrapping
 
-from benchmarks import avoiding, chunks
+from benchmarks import chunks, variants
+from sb3_diffrl.bench.records import Point, Successes, read_records
+from sb3_diffrl.bench.tasks import avoiding
+from sb3_diffrl.bench.training import actions_per_decision, training_env, wrapping
 from sb3_diffrl.wrappers import ActionChunkWrapper
-from sb3_diffrl.zoo import load_hyperparams
 
 TINY = """
-sb3_diffrl/Avoiding-v0:
-  policy: policy
-  n_envs: 4
-  n_steps: 8
-  batch_size: 16
-  n_epochs: 1
-  gamma: 0.9
-  policy_kwargs: {net_arch: [16], denoising_steps: 2}
-  demonstrations:
-    sb3_diffrl.envs.avoiding.avoiding_demonstrations: {n_episodes: 24}
-  pretrain: {patience: null}
+policy: policy
+n_envs: 4
+n_steps: 8
+batch_size: 16
+n_epochs: 1
+gamma: 0.9
+n_timesteps: 100
+policy_kwargs: {net_arch: [16], denoising_steps: 2}
+demonstrations:
+  sb3_diffrl.envs.avoiding.avoiding_demonstrations: {n_episodes: 24}
+pretrain: {patience: null}
 """
 
 
-def test_all_methods_see_as_many_environment_steps_and_discount_them_alike() -> None:
-    base = load_hyperparams(avoiding.HYPERPARAMS, TASK)
-    for _, chunk in chunks.METHODS.values():
+def test_all_variants_see_as_many_environment_steps_and_discount_them_alike() -> None:
+    base = avoiding().hyperparams_of("diffppo")
+    for _, chunk in chunks.CHUNKS.values():
         hyperparams = chunks.hyperparams_for(base, chunk)
-        n = 1 if chunk is None else chunk["n_executed"]
+        n = actions_per_decision(hyperparams)
+        assert n == (1 if chunk is None else chunk["n_executed"])
         assert hyperparams["n_steps"] * n == base["n_steps"]
         assert hyperparams["gamma"] == pytest.approx(base["gamma"] ** n)
         assert hyperparams["n_steps"] / hyperparams["batch_size"] == pytest.approx(
             base["n_steps"] / base["batch_size"]
         )
-        env = training_env(hyperparams, "episode")
+        env = training_env(avoiding(), hyperparams, "episode")
         assert env.action_space.shape == ((2,) if chunk is None else (chunk["horizon"], 2))
         assert env.num_envs == base["n_envs"]
 
@@ -43,8 +45,7 @@ def test_all_methods_see_as_many_environment_steps_and_discount_them_alike() -> 
 def test_wrapped_tasks_are_perturbed_and_measured_in_environment_steps() -> None:
     wrap = wrapping({"env_wrapper": {"sb3_diffrl.wrappers.ActionChunkWrapper": {"horizon": 3}}})
     assert wrap is not None and wrapping({}) is None
-    env = task_env(2, "scene:3", wrap)
-    single = task_env(1, "scene:3")
+    env, single = avoiding().make_env("scene:3", 2, wrap), avoiding().make_env("scene:3", 1)
     np.testing.assert_array_equal(env.reset()[0][2:], single.reset()[0][2:])  # type: ignore[index]
     assert env.env_is_wrapped(ActionChunkWrapper) == [True, True]
     chunk = np.zeros((2, 3, 2), np.float32)
@@ -55,35 +56,42 @@ def test_wrapped_tasks_are_perturbed_and_measured_in_environment_steps() -> None
 def test_runs_are_made_once_and_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "tiny.yml").write_text(TINY)
-    output = tmp_path / "chunks.csv"
-    command = ["chunks", "--config", str(tmp_path / "tiny.yml"), "--output", str(output)]
-    command += ["--methods", "chunks_8_4", "--seeds", "0", "--steps", "256", "--episodes", "4"]
+    config = tmp_path / "tiny.yml"
+    config.write_text(
+        "sb3_diffrl/Avoiding-v0:\n" + "".join(f"  {line}\n" for line in TINY.splitlines())
+    )
+    output = tmp_path / "results"
+    command = ["chunks", "--method", str(config), "--output", str(output)]
+    command += ["--variants", "chunks_8_4", "--seeds", "0", "--steps", "256", "--episodes", "4"]
     command += ["--priors", str(tmp_path), "--pretraining-steps", "5", "--jobs", "1"]
     monkeypatch.setattr("sys.argv", command)
-    for module in (chunks, avoiding):  # in this process, which has imported all
-        monkeypatch.setattr(module, "in_process", lambda function, *args: function(*args))
     assert chunks.main() == 0
-    rows = read_rows(output)
-    assert {(row.method, row.seed, row.eval_mode) for row in rows} == {
-        ("chunks_8_4", 0, "stochastic"),
-        ("chunks_8_4", 0, "deterministic"),
-    }
-    assert 64 < rows[0].env_steps <= 256
-    assert "8 predicted, 4 executed" in output.with_suffix(".md").read_text()
-    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    (record,) = read_records(output / "avoiding.jsonl")
+    assert record.key == ("avoiding", "chunks_8_4-tiny", "episode", 0)
+    assert 64 < record.env_steps <= 256
+    assert "8 predicted, 4 executed, tiny" in (output / "avoiding.md").read_text()
+    assert (output / "avoiding.png").read_bytes().startswith(b"\x89PNG")
     capsys.readouterr()
     assert chunks.main() == 0
     assert "0 runs to do" in capsys.readouterr().out
 
 
+def curve(*points: tuple[int, int]) -> list[Point]:
+    return [Point(steps, Successes(n, 100)) for steps, n in points]
+
+
 def test_intervals_are_students_over_seeds() -> None:
-    curves = [[(0, 0.2), (100, 0.4)], [(0, 0.4), (100, 0.6)], [(0, 0.3), (90, 0.5)]]
-    steps, low, mean, high = chunks.band(curves)
+    curves = [curve((0, 20), (100, 40)), curve((0, 40), (100, 60)), curve((0, 30), (90, 50))]
+    steps, low, mean, high = variants.band(curves)
     assert list(steps) == [0, 90]
     # Half of the width: t of 97.5 % at two degrees of freedom, times s / sqrt(3).
-    half = 4.30 * 0.1 / np.sqrt(3)
+    half = 4.3027 * 0.1 / np.sqrt(3)
     assert mean[0] == pytest.approx(0.3)
-    assert (low[0], high[0]) == (pytest.approx(0.3 - half), pytest.approx(0.3 + half))
-    _, low, mean, high = chunks.band(curves[:1])
+    assert (low[0], high[0]) == (
+        pytest.approx(0.3 - half, abs=1e-4),
+        pytest.approx(0.3 + half, abs=1e-4),
+    )
+    assert variants.at_steps(curves[0], 50).rate == pytest.approx(0.3)
+    assert variants.interval([Successes(1, 2), None]) == "–"
+    _, low, mean, high = variants.band(curves[:1])
     assert low[0] < 0.2 < high[0]

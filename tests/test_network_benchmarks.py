@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch as th
-from sb3_diffrl.experiments import TASK, ResultRow, add_rows, algorithm_arguments
 
-from benchmarks import finetuning, samplers
+from benchmarks import finetuning, samplers, variants
 from sb3_diffrl import DiffusionPPO
-from sb3_diffrl.zoo import load_hyperparams
+from sb3_diffrl.bench.records import Evaluation, Point, Record, Successes, add_records
+from sb3_diffrl.bench.tasks import avoiding
+from sb3_diffrl.bench.training import algorithm_arguments
+from sb3_diffrl.zoo import merge
 from tests.envs import TargetEnv
 
 
@@ -50,30 +52,49 @@ def test_rows_of_samplers_are_kept_and_reported(tmp_path: Path) -> None:
 
 
 def test_every_finetuning_choice_builds_a_model_from_the_plain_prior() -> None:
-    plain = load_hyperparams(finetuning.ROOT / "hyperparams/diffppo.yml", TASK)
+    plain = avoiding().hyperparams_of("diffppo")
     arguments = algorithm_arguments(plain) | {"imitation": 0.0, "beta": 0.1}
     prior = DiffusionPPO("policy", TargetEnv(), **arguments)
-    for name, (policy_kwargs, others) in finetuning.CHOICES.items():
-        kwargs = {**plain["policy_kwargs"], **policy_kwargs}
-        mine = {**arguments, **others, "policy_kwargs": kwargs, "prior": prior}
-        model = DiffusionPPO("policy", TargetEnv(), **mine)
+    for name, choice in finetuning.CHOICES.items():
+        model = DiffusionPPO("policy", TargetEnv(), **merge(arguments, choice), prior=prior)
         assert model.policy.has_prior, name
+        others = {key: value for key, value in choice.items() if key != "policy_kwargs"}
         assert all(getattr(model, key) == value for key, value in others.items())
 
 
-def test_the_finetuning_report_is_written(tmp_path: Path) -> None:
-    output = tmp_path / "finetuning.csv"
-    add_rows(
-        output,
-        [
-            ResultRow(
-                TASK, name, "episode", seed, "stochastic", 100, 40_000, 0.9, 0.4, after, *[0] * 4
-            )
-            for name in ("base", "last_3_steps")
-            for seed, after in ((0, 0.5), (1, 0.6), (2, 0.7))
-        ],
-    )
-    text = finetuning.report(output)
-    assert "| last_3_steps | 3 × 100 | 40,000 | 0.40" in text and "| 0.60 [0.35, 0.85] |" in text
-    assert "- `last_3_steps`: finetuned_steps=3" in text
-    assert output.with_suffix(".md").read_text() == text + "\n"
+def test_finetuning_choices_share_their_priors() -> None:
+    parse = variants.parser(None, [*finetuning.CHOICES], "finetuning", 40_000).parse_args
+    runs = finetuning.plan(parse(["--seeds", "0", "1", "--episodes", "7"]))
+    assert len(runs) == 2 * len(finetuning.CHOICES)
+    assert len({run.key for run in runs}) == len(runs)
+    assert len({run.prior_key for run in runs}) == 2
+    assert {(run.perturbation, run.env_steps, run.n_episodes) for run in runs} == {
+        ("episode", 40_000, 7)
+    }
+
+
+def test_the_report_of_variants_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "avoiding.jsonl"
+    clean, before = Successes(90, 100), Successes(40, 100)
+    records = [
+        Record(
+            *("avoiding", name, "episode", seed, 40_000),
+            evaluations={"stochastic": Evaluation(clean, before, Successes(after, 100))},
+            curve=[Point(0, before), Point(40_000, Successes(after, 100))],
+            mode_entropy=0.5,
+            wall_s=9.0,
+            peak_rss_mb=1.0,
+            started="",
+            commit="",
+            command="",
+        )
+        for name in ("base", "last_3_steps")
+        for seed, after in ((0, 50), (1, 60), (2, 70))
+    ]
+    add_records(file, records)
+    labels = {name: finetuning.describe(name) for name in finetuning.CHOICES}
+    text = variants.report(file, "Choices", labels, [20_000, 50_000])
+    assert "| finetuned_steps=3 | 3 × 100 | 40,000 | 0.40 [0.40, 0.40] | 0.50 [" in text
+    assert "| – | 0.60 [0.35, 0.85] | 0.90 [0.90, 0.90] | 0.50 | 9 |" in text
+    assert file.with_suffix(".md").read_text() == text + "\n"
+    assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")

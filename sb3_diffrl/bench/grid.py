@@ -10,6 +10,7 @@ import pathlib
 import traceback
 from collections.abc import Iterable, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch as th
 from rich.console import Console
@@ -78,10 +79,11 @@ def _connect(jobs: int | None, address: str | None) -> ModuleType:
         import ray
     except ImportError as error:
         raise ImportError("The grid runs on Ray: pip install 'sb3-diffrl[benchmark]'") from error
+    how: dict[str, Any] = {"log_to_driver": False, "logging_level": "WARNING"}
     if address is None:
-        ray.init(num_cpus=jobs, include_dashboard=False, log_to_driver=False)
+        ray.init(num_cpus=jobs, include_dashboard=False, **how)
     else:
-        ray.init(address)
+        ray.init(address, **how)
     return ray
 
 
