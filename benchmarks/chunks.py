@@ -57,7 +57,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
     :return: the runs that are asked for
     """
     (task,) = find_tasks(args.task)
-    perturbation = args.perturbation or [*task.perturbations][-1]
+    perturbation = args.perturbation or task.protocol[-1]
     runs = []
     for name in args.variants:
         for seed in args.seeds:

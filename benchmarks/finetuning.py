@@ -43,7 +43,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
     :return: the runs that are asked for; choices are no part of a prior, so all have the same
     """
     (task,) = find_tasks(args.task)
-    perturbation = args.perturbation or [*task.perturbations][-1]
+    perturbation = args.perturbation or task.protocol[-1]
     base = [
         plan_run(
             task, find_method("diffrl"), perturbation, seed, args.steps, n_episodes=args.episodes

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 
 from sb3_diffrl.bench.grid import run_grid
 from sb3_diffrl.bench.records import Point, Record, Successes, read_records
@@ -39,7 +39,7 @@ def parser(
     add = result.add_argument
     add("--variants", nargs="+", choices=variants, default=variants)
     add("--task", default="avoiding", help="as in `sb3-diffrl bench`")
-    add("--perturbation", help="by default 'episode' of avoiding, 'positions' of Meta-World")
+    add("--perturbation", help="by default the last of the task's protocol")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of prior and training")
     add("--steps", type=int, default=steps, help="environment steps of RL")
     add("--episodes", type=int, default=500, help="of each evaluation before and after")

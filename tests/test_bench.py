@@ -468,7 +468,7 @@ def test_the_command_runs_and_reports(tmp_path: Path, capsys: pytest.CaptureFixt
         ("diffrl", "half"),
         ("diffusion", "half"),
     ]
-    assert DiffusionPPO.load(folders[2] / "tiny-diffrl-half-0.zip")
+    assert DiffusionPPO.load(folders[2] / "tiny-diffrl-half-0.zip").policy.has_prior
     assert cli.main(["bench", "--tasks", "moon"]) == 1
     assert "no task 'moon'" in capsys.readouterr().err
 

@@ -16,9 +16,14 @@ RESULTS = Path("benchmarks/results")
 def bench(parser: argparse.ArgumentParser) -> None:
     """Run the benchmark and report: which tasks, methods, perturbations and seeds."""
     add = parser.add_argument
-    add("--tasks", nargs="+", default=["avoiding"], help="avoiding, metaworld/<task>, a YAML file")
+    add(
+        "--tasks",
+        nargs="+",
+        default=["avoiding"],
+        help="avoiding, metaworld, metaworld/<task>, a YAML file",
+    )
     add("--methods", nargs="+", default=list(METHODS), help="names, named experiments, functions")
-    add("--perturbations", nargs="+", help="by default all of the task")
+    add("--perturbations", nargs="+", help="by default the task's protocol")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of prior and training")
     add("--steps", type=int, help="environment steps; by default those of the hyperparameters")
     add("--episodes", type=int, default=500, help="of each evaluation after training")
@@ -38,7 +43,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
     """
 
     def of(task: Task, seed: int) -> Iterator[Run]:
-        for perturbation in args.perturbations or task.perturbations:
+        for perturbation in args.perturbations or task.protocol:
             for method in map(find_method, args.methods):
                 name = f"{task.name}-{method.name}-{perturbation}-{seed}.zip"
                 yield plan_run(

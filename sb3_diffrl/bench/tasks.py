@@ -15,6 +15,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 
 from sb3_diffrl.bench.zoo_commands import zoo_hyperparams
+from sb3_diffrl.envs.metaworld import LEVELS, TASKS
 from sb3_diffrl.wrappers import GymVecEnv
 from sb3_diffrl.zoo import load_hyperparams, merge, read_yaml, shipped
 
@@ -35,6 +36,7 @@ class Task:
     :param hyperparams: by algorithm, what is merged over its hyperparameters
     :param env_steps: budget of methods that start from a prior, by perturbation, where it is not
         that of the hyperparameters
+    :param protocol: perturbations that the benchmark runs unless told otherwise; by default all
     """
 
     name: str
@@ -43,6 +45,10 @@ class Task:
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     hyperparams: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     env_steps: Mapping[str, int] = field(default_factory=dict)
+    protocol: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "protocol", self.protocol or tuple(self.perturbations))
 
     def make_env(self, perturbation: str | None, n_envs: int, wrap: Wrap | None = None) -> VecEnv:
         """
@@ -114,6 +120,27 @@ def avoiding() -> Task:
     )
 
 
+def metaworld(task: str) -> Task:
+    """
+    :param task: name in Meta-World, such as ``assembly``
+    :return: the task under every level of :data:`~sb3_diffrl.envs.metaworld.LEVELS`; the protocol
+        is that of displaced objects and goals
+    """
+    demonstrations = {
+        "demonstrations": {
+            "sb3_diffrl.envs.metaworld.metaworld_demonstrations": {"task": task},
+        }
+    }
+    return Task(
+        name=f"{METAWORLD}/{task}",
+        env_id="sb3_diffrl/MetaWorld-v0",
+        perturbations={level: {"perturbation": level} for level in LEVELS},
+        env_kwargs={"task": task},
+        hyperparams={algo: demonstrations for algo in ("diffppo", "bc_ppo")},
+        protocol=("positions",),
+    )
+
+
 def from_yaml(path: str | pathlib.Path) -> Task:
     """
     A task of one's own::
@@ -163,6 +190,10 @@ def find_tasks(name: str) -> list[Task]:
     """
     if name == "avoiding":
         return [avoiding()]
+    if name == METAWORLD:
+        return [metaworld(task) for task in TASKS]
+    if name.startswith(f"{METAWORLD}/"):
+        return [metaworld(name.removeprefix(f"{METAWORLD}/"))]
     named = shipped("zoo_configs") / f"task_{name}.yml"
     if named.exists() or name.endswith((".yml", ".yaml")):
         return [from_yaml(named if named.exists() else name)]
