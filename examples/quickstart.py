@@ -15,8 +15,8 @@ from rich.console import Console
 
 from sb3_diffrl import DiffusionPPO
 from sb3_diffrl.bench.methods import METHODS
+from sb3_diffrl.bench.rows import add_rows, results_table, rows_of
 from sb3_diffrl.bench.runs import Run, execute, in_process, plan_run
-from sb3_diffrl.bench.tables import add_rows, results_table, rows_of
 from sb3_diffrl.bench.tasks import avoiding
 from sb3_diffrl.plots import quickstart_figure, record_trajectories
 from sb3_diffrl.zoo import load_demonstrations

@@ -27,8 +27,8 @@ from sb3_diffrl.bench.records import (
     add_records,
     read_records,
 )
+from sb3_diffrl.bench.rows import ResultRow, add_rows, read_rows, results_table, rows_of
 from sb3_diffrl.bench.runs import Run, execute, in_process, measure, plan_run
-from sb3_diffrl.bench.tables import ResultRow, add_rows, read_rows, results_table, rows_of
 from sb3_diffrl.bench.tasks import Task, avoiding, find_tasks, from_yaml
 from sb3_diffrl.bench.training import (
     Prior,

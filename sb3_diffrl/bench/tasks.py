@@ -136,7 +136,7 @@ def metaworld(task: str) -> Task:
         env_id="sb3_diffrl/MetaWorld-v0",
         perturbations={level: {"perturbation": level} for level in LEVELS},
         env_kwargs={"task": task},
-        hyperparams={algo: demonstrations for algo in ("diffppo", "bc_ppo")},
+        hyperparams=dict.fromkeys(("diffppo", "bc_ppo"), demonstrations),
         protocol=("positions",),
     )
 
