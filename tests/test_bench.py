@@ -494,3 +494,10 @@ def test_the_quickstarts_figure_is_drawn(prior: Prior, tmp_path: Path) -> None:
     curve = [(0, 0.4), (100, 0.9)]
     quickstart_figure(path, {"a": episodes, "b": episodes, "c": episodes}, {"x": curve}, 50, 0.4)
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_example_of_a_method_of_ones_own(prior: Prior) -> None:
+    method = find_method("examples.benchmark_method.crossq")
+    run = tiny_run(method.name, algo=method.algo, n_episodes=2, curve_episodes=2)
+    found = execute(run, prior)
+    assert (found.method, found.env_steps) == ("crossq", 120)
