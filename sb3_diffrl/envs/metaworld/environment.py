@@ -1,0 +1,146 @@
+"""A task of Meta-World as a gymnasium environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from sb3_diffrl.envs.metaworld.perturbations import Perturbation, as_perturbation
+from sb3_diffrl.envs.metaworld.rendering import choose_backend
+from sb3_diffrl.envs.metaworld.tasks import Floats, make_task, task_name
+
+REWARDS = ("dense", "sparse")
+
+
+class MetaWorldEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
+    """
+    One of Meta-World's tasks for the Sawyer arm.
+
+    The observation is Meta-World's, ``(39,)`` float32 in metres: the hand's position 0:3, how far
+    the gripper is open 3, position and quaternion of the object 4:11 and, where there is one, of
+    the second 11:18, the same of the step before 18:36, and the goal 36:39. Its bounds are
+    infinite. The action, ``(4,)``, moves the hand by 1 cm × its first three and closes the gripper
+    by its last.
+
+    Success ends the episode. ``info`` holds Meta-World's entries and ``is_success``.
+
+    :param task: ``"assembly"`` or ``"assembly-v3"``, any of Meta-World's 50;
+        :data:`~sb3_diffrl.envs.metaworld.TASKS` are the twenty that suit perturbed positions
+    :param perturbation: None; the name of one of :data:`~sb3_diffrl.envs.metaworld.LEVELS`; or the
+        fields of a :class:`~sb3_diffrl.envs.metaworld.Perturbation` as a mapping
+    :param reward: ``"dense"``: Meta-World's, within 0 and 10, made (reward − 10) / 10, so that no
+        step earns more than 0 and an early success is never worse than staying; ``"sparse"``: 1 at
+        success, else 0
+    :param spread: where positions are not perturbed, object and goal are drawn within ± this, in m,
+        of the centre of the task's own box, and within that box
+    :param render_mode: None or ``"rgb_array"``
+    :param camera: ``"topview"``, ``"corner"``, ``"corner2"``, ``"corner3"``, ``"corner4"``,
+        ``"behindGripper"`` or ``"gripperPOV"``
+    :param width: of the rendered image, in pixels
+    :param height: of the rendered image, in pixels
+    :raises ValueError: for an unknown task, level, field, reward or render mode
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 80}  # noqa: RUF012
+
+    def __init__(
+        self,
+        task: str = "assembly",
+        perturbation: str | Mapping[str, Any] | Perturbation | None = None,
+        reward: str = "dense",
+        spread: float = 0.02,
+        render_mode: str | None = None,
+        camera: str = "corner2",
+        width: int = 256,
+        height: int = 256,
+    ) -> None:
+        if reward not in REWARDS:
+            raise ValueError(f"reward: {reward!r}, expected 'dense' or 'sparse'")
+        if not spread >= 0:
+            raise ValueError(f"spread: {spread}, expected metres from 0")
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode: {render_mode!r}, expected None or 'rgb_array'")
+        self.perturbation = as_perturbation(perturbation)
+        self.task = task_name(task).removesuffix("-v3")
+        self.reward = reward
+        self.spread = spread
+        self.render_mode = render_mode
+        if render_mode is not None:
+            choose_backend()
+        self._task = make_task(
+            task_name(task),
+            render_mode=render_mode,
+            camera_name=camera,
+            width=width,
+            height=height,
+        )
+        self.position_box = reset_box(self.task, self._task.reset_box, spread, self.perturbation)
+        self.observation_space = spaces.Box(-np.inf, np.inf, (39,), np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """
+        :param seed: of the generator that draws positions and perturbations
+        :param options: not used
+        :return: the first observation, and an info with ``is_success``
+        """
+        super().reset(seed=seed)
+        observation = self._task.begin(lambda: self.np_random.uniform(*self.position_box))
+        return observation.astype(np.float32), {"is_success": False}
+
+    def step(
+        self, action: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """
+        :param action: ``(4,)``, clipped to [-1, 1]
+        :return: observation, reward, whether the task succeeded, False, info
+        """
+        action = np.clip(np.asarray(action, np.float32), -1.0, 1.0)
+        observation, dense, _, _, info = self._task.step(action)
+        success = bool(info["success"])
+        reward = np.clip(float(dense), 0, 10) / 10 - 1 if self.reward == "dense" else success
+        info["is_success"] = success
+        return observation.astype(np.float32), float(reward), success, False, info
+
+    def render(self) -> Any:
+        """
+        :return: an image ``(height, width, 3)`` uint8, or None where ``render_mode`` is None
+        """
+        return None if self.render_mode is None else self._task.render()
+
+    def close(self) -> None:
+        """Free the renderer."""
+        self._task.close()
+
+
+def reset_box(task: str, own: Floats, spread: float, perturbation: Perturbation) -> Floats:
+    """
+    Where object and goal are drawn.
+
+    Without perturbation: within ± ``spread`` of the centre of the task's own box, and within that
+    box. With it: in x and y within ± ``positions`` or ± ``goals`` of the centre, beyond the own box
+    where need be, so that all tasks are perturbed alike; heights stay within the own box, since
+    things stand on the table.
+
+    :param task: name without version
+    :param own: low and high corner of the task's own box, ``(2, 3)`` or ``(2, 6)``
+    :param spread: in m
+    :param perturbation: its ``positions`` and ``goals`` count
+    :return: low and high corner, as in ``own``
+    """
+    centre = own.mean(0)
+    half = np.repeat([perturbation.positions, perturbation.goals], 3)[: len(centre)]
+    near = np.clip(np.stack([centre - spread, centre + spread]), *own)
+    wide = np.stack([centre - half, centre + half])
+    wide[:, 2::3] = np.clip(wide[:, 2::3], own[0, 2::3], own[1, 2::3])
+    box = np.where(half > 0, wide, near)
+    if task == "disassemble":  # has no goal to place: these are drawn to be rejected by, no more
+        box[:, 3:] = own[:, 3:]
+    return box
