@@ -22,6 +22,6 @@ register(
 # Needs Meta-World: pip install 'sb3-diffrl[metaworld]'
 register(
     id="sb3_diffrl/MetaWorld-v0",
-    entry_point="sb3_diffrl.envs.metaworld:MetaWorldEnv",
+    entry_point="sb3_diffrl.envs.metaworld:make_metaworld",
     max_episode_steps=200,
 )

@@ -5,7 +5,7 @@ Meta-World and MuJoCo are imported when the first environment is made.
 """
 
 from sb3_diffrl.envs.metaworld.demonstrations import expert_success, metaworld_demonstrations
-from sb3_diffrl.envs.metaworld.environment import MetaWorldEnv
+from sb3_diffrl.envs.metaworld.environment import MetaWorldEnv, make_metaworld
 from sb3_diffrl.envs.metaworld.perturbations import LEVELS, Perturbation
 from sb3_diffrl.envs.metaworld.tasks import TASKS
 
@@ -15,5 +15,6 @@ __all__ = [
     "MetaWorldEnv",
     "Perturbation",
     "expert_success",
+    "make_metaworld",
     "metaworld_demonstrations",
 ]

@@ -107,7 +107,7 @@ def _play(
     observation, info = env.reset(seed=seed)
     observations, actions, rewards, done = [], [], [], False
     while not done:
-        action = expert(observation.astype(np.float64)).astype(np.float32)
+        action = expert(observation[:39].astype(np.float64)).astype(np.float32)
         observations.append(observation)
         actions.append(action)
         observation, reward, terminated, truncated, info = env.step(action)

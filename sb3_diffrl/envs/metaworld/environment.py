@@ -12,20 +12,24 @@ from numpy.typing import NDArray
 
 from sb3_diffrl.envs.metaworld.perturbations import Perturbation, as_perturbation
 from sb3_diffrl.envs.metaworld.rendering import choose_backend
+from sb3_diffrl.envs.metaworld.scene import perturb_dynamics, perturb_light, place_blocks
 from sb3_diffrl.envs.metaworld.tasks import Floats, make_task, task_name
+from sb3_diffrl.wrappers import PerturbationWrapper
 
 REWARDS = ("dense", "sparse")
 
 
 class MetaWorldEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     """
-    One of Meta-World's tasks for the Sawyer arm.
+    One of Meta-World's tasks for the Sawyer arm. ``gym.make("sb3_diffrl/MetaWorld-v0")`` adds what
+    perturbs sensing, see :func:`make_metaworld`, and the time limit.
 
     The observation is Meta-World's, ``(39,)`` float32 in metres: the hand's position 0:3, how far
-    the gripper is open 3, position and quaternion of the object 4:11 and, where there is one, of
-    the second 11:18, the same of the step before 18:36, and the goal 36:39. Its bounds are
-    infinite. The action, ``(4,)``, moves the hand by 1 cm × its first three and closes the gripper
-    by its last.
+    the gripper is open 3, position and quaternion of the object 4:11, of a second object 11:18,
+    the same of the step before 18:36, and the goal 36:39. Where the task has no second object, the
+    first distractor takes its place. Distractors without a place are appended, 7 entries each. The
+    bounds are infinite. The action, ``(4,)``, moves the hand by 1 cm × its first three entries and
+    closes the gripper by its last.
 
     Success ends the episode. ``info`` holds Meta-World's entries and ``is_success``.
 
@@ -38,6 +42,9 @@ class MetaWorldEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         success, else 0
     :param spread: where positions are not perturbed, object and goal are drawn within ± this, in m,
         of the centre of the task's own box, and within that box
+    :param distractor_slots: how many distractors are appended to the observation; None: as many as
+        need be. Those beyond what the perturbation has are zeros, so that an environment without
+        distractors can have the observation of one with them
     :param render_mode: None or ``"rgb_array"``
     :param camera: ``"topview"``, ``"corner"``, ``"corner2"``, ``"corner3"``, ``"corner4"``,
         ``"behindGripper"`` or ``"gripperPOV"``
@@ -54,6 +61,7 @@ class MetaWorldEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         perturbation: str | Mapping[str, Any] | Perturbation | None = None,
         reward: str = "dense",
         spread: float = 0.02,
+        distractor_slots: int | None = None,
         render_mode: str | None = None,
         camera: str = "corner2",
         width: int = 256,
@@ -74,13 +82,23 @@ class MetaWorldEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
             choose_backend()
         self._task = make_task(
             task_name(task),
+            n_blocks=self.perturbation.distractors,
             render_mode=render_mode,
             camera_name=camera,
             width=width,
             height=height,
         )
         self.position_box = reset_box(self.task, self._task.reset_box, spread, self.perturbation)
-        self.observation_space = spaces.Box(-np.inf, np.inf, (39,), np.float32)
+        self._n_inside = 0 if self._task.has_second_object else 1
+        needed = max(self.perturbation.distractors - self._n_inside, 0)
+        self.distractor_slots = needed if distractor_slots is None else distractor_slots
+        if self.distractor_slots < needed:
+            raise ValueError(
+                f"distractor_slots: {distractor_slots}, expected at least {needed} for "
+                f"{self.perturbation.distractors} distractors in {self.task}"
+            )
+        size = 39 + 7 * self.distractor_slots
+        self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
 
     def reset(
@@ -92,8 +110,17 @@ class MetaWorldEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         :return: the first observation, and an info with ``is_success``
         """
         super().reset(seed=seed)
-        observation = self._task.begin(lambda: self.np_random.uniform(*self.position_box))
-        return observation.astype(np.float32), {"is_success": False}
+        task, rng, perturbation = self._task, self.np_random, self.perturbation
+        task.begin(lambda: rng.uniform(*self.position_box))
+        if perturbation.lighting:
+            perturb_light(task.model, perturbation.lighting, rng)
+        if perturbation.friction or perturbation.mass or perturbation.damping:
+            perturb_dynamics(task.model, perturbation, rng)
+        if perturbation.distractors:
+            observation = task.first_observation()
+            things = observation[[[4, 5], [36, 37], *([[11, 12]] if not self._n_inside else [])]]
+            place_blocks(task.model, task.data, perturbation.distractors, things, rng)
+        return self._observed(task.first_observation()), {"is_success": False}
 
     def step(
         self, action: NDArray[np.float32]
@@ -107,7 +134,23 @@ class MetaWorldEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         success = bool(info["success"])
         reward = np.clip(float(dense), 0, 10) / 10 - 1 if self.reward == "dense" else success
         info["is_success"] = success
-        return observation.astype(np.float32), float(reward), success, False, info
+        return self._observed(observation), float(reward), success, False, info
+
+    @property
+    def observed_positions(self) -> list[int]:
+        """The entries of the observation that are positions of objects and distractors."""
+        places = [4]
+        if self._task.has_second_object or self.perturbation.distractors:
+            places.append(11)
+        n_outside = max(self.perturbation.distractors - self._n_inside, 0)
+        places += [39 + 7 * i for i in range(n_outside)]
+        return [place + axis for place in places for axis in range(3)]
+
+    def _observed(self, observation: Floats) -> NDArray[np.float32]:
+        appended = np.zeros((self.distractor_slots, 7))
+        outside = self._task.block_poses()[self._n_inside :]
+        appended[: len(outside)] = outside
+        return np.concatenate([observation, appended.ravel()]).astype(np.float32)
 
     def render(self) -> Any:
         """
@@ -144,3 +187,26 @@ def reset_box(task: str, own: Floats, spread: float, perturbation: Perturbation)
     if task == "disassemble":  # has no goal to place: these are drawn to be rejected by, no more
         box[:, 3:] = own[:, 3:]
     return box
+
+
+def make_metaworld(**arguments: Any) -> gym.Env[NDArray[np.float32], NDArray[np.float32]]:
+    """
+    What ``gym.make("sb3_diffrl/MetaWorld-v0")`` calls.
+
+    :param arguments: of :class:`MetaWorldEnv`
+    :return: that environment, in a :class:`~sb3_diffrl.wrappers.PerturbationWrapper` where the
+        perturbation has noise, an offset or a delay. Noise and offset are on the positions of
+        objects and distractors; the entries of the step before show what was seen then; hand and
+        goal are known exactly
+    """
+    env = MetaWorldEnv(**arguments)
+    if not env.perturbation.sensing:
+        return env
+    return PerturbationWrapper(
+        env,
+        observation_noise=env.perturbation.observation_noise,
+        observation_offset=env.perturbation.observation_offset,
+        action_delay=env.perturbation.action_delay,
+        indices=env.observed_positions,
+        previous={i + 18: i for i in env.observed_positions if i < 18},
+    )

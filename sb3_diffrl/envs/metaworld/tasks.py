@@ -10,6 +10,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from sb3_diffrl.envs.metaworld.scene import Pristine, add_blocks, block_name
+
 Floats = NDArray[np.float64]
 
 TASKS = (
@@ -57,15 +59,16 @@ def task_name(task: str) -> str:
     return name
 
 
-def make_task(name: str, **arguments: Any) -> Any:
+def make_task(name: str, n_blocks: int = 0, **arguments: Any) -> Any:
     """
     :param name: Meta-World's name of a task
+    :param n_blocks: number of distractors
     :param arguments: of the task's constructor: ``render_mode``, ``camera_name``, ``width``,
         ``height``
     :return: the task, a ``SawyerXYZEnv`` with the methods of :class:`TaskHooks`
     """
     base = _metaworld("env_dict").ALL_V3_ENVIRONMENTS[name]
-    task = type(base.__name__, (TaskHooks, base), {})(**arguments)
+    task = type(base.__name__, (TaskHooks, base), {"n_blocks": n_blocks})(**arguments)
     task.prepare()
     return task
 
@@ -115,6 +118,9 @@ class TaskHooks:
     # Of Meta-World's classes, which are only known when a task is made.
     model: Any
     data: Any
+    fullpath: str
+    width: int
+    height: int
     frame_skip: int
     tcp_center: Floats
     init_tcp: Floats
@@ -122,9 +128,10 @@ class TaskHooks:
     max_path_length: int
     reset_model: Callable[[], Floats]
     _random_reset_space: spaces.Box
-    _get_curr_obs_combined_no_goal: Callable[[], Floats]
+    _get_pos_objects: Callable[[], Floats]
     _get_obs: Callable[[], Floats]
 
+    n_blocks: int  # number of distractors
     _draw: Callable[[], Floats]
     _last_draw: Floats
     _n_draws = 0
@@ -140,28 +147,25 @@ class TaskHooks:
         self._HAND_SPACE = self.goal_space
         self.__dict__.pop("sawyer_observation_space", None)  # cached with the former bounds
         self.max_path_length = np.iinfo(np.int64).max
-        self._arrays = {name: getattr(self.model, name).copy() for name in MODEL_ARRAYS}
+        self._pristine = Pristine(self.model)
 
-    def begin(self, draw: Callable[[], Floats]) -> Floats:
+    def begin(self, draw: Callable[[], Floats]) -> None:
         """
-        Begin an episode.
+        Begin an episode; :meth:`first_observation` is called once all is in place.
 
         :param draw: draws where object and goal are, ``(3,)`` or ``(6,)`` in metres, until the task
             accepts them
-        :return: the first observation, ``(39,)``
         :raises ValueError: where the task accepts none
         """
         import mujoco
 
-        for name, array in self._arrays.items():
-            getattr(self.model, name)[:] = array
+        self._pristine.restore()
         mujoco.mj_resetData(self.model, self.data)
         self.curr_path_length = 0
         self._draw, self._n_draws = draw, 0
         self.reset_model()
         self._draw = self._last_draw.copy
         self.reset_model()
-        return self.first_observation()
 
     def first_observation(self) -> Floats:
         """
@@ -183,6 +187,36 @@ class TaskHooks:
         self._last_draw = self._draw()
         return self._last_draw.copy()
 
+    @property
+    def has_second_object(self) -> bool:
+        """Whether the observation's place for a second object, 11:18, is the task's own."""
+        return len(self._get_pos_objects()) > 3
+
+    def block_poses(self) -> Floats:
+        """
+        :return: position and quaternion of each distractor, ``(n_blocks, 7)``
+        """
+        bodies = [self.data.body(block_name(i)) for i in range(self.n_blocks)]
+        return np.array([[*body.xpos, *body.xquat] for body in bodies]).reshape(-1, 7)
+
+    def _get_curr_obs_combined_no_goal(self) -> Floats:
+        observation: Floats = super()._get_curr_obs_combined_no_goal()  # type: ignore[misc]
+        if self.n_blocks and not self.has_second_object:
+            observation[11:18] = self.block_poses()[0]
+        return observation
+
+    def _initialize_simulation(self) -> tuple[Any, Any]:
+        if not self.n_blocks:
+            return super()._initialize_simulation()  # type: ignore[misc,no-any-return]
+        import mujoco
+
+        spec = mujoco.MjSpec.from_file(self.fullpath)
+        add_blocks(spec, self.n_blocks)
+        model = spec.compile()
+        model.vis.global_.offwidth = max(model.vis.global_.offwidth, self.width)
+        model.vis.global_.offheight = max(model.vis.global_.offheight, self.height)
+        return model, mujoco.MjData(model)
+
     def _reset_hand(self, steps: int = 50) -> None:
         import mujoco
 
@@ -194,7 +228,3 @@ class TaskHooks:
         mujoco.mj_setState(self.model, self.data, self._hand_at_start, kind)
         mujoco.mj_forward(self.model, self.data)
         self.init_tcp = self.tcp_center
-
-
-MODEL_ARRAYS = ("body_pos", "body_quat", "site_pos", "site_quat", "geom_pos", "geom_quat")
-"""What tasks and perturbations change in the model."""
