@@ -17,6 +17,17 @@ from sb3_diffrl.envs.metaworld.tasks import Floats, make_task, task_name
 from sb3_diffrl.wrappers import PerturbationWrapper
 
 REWARDS = ("dense", "sparse")
+CAMERAS = (
+    *("topview", "corner", "corner2", "corner3", "corner4"),
+    *("behindGripper", "gripperPOV"),
+)
+
+MAX_OVERLAP = 0.01
+"""
+Perturbed positions in which things begin this much deeper inside of one another than in a clean
+scene, in m, are drawn again: 10 cm off, some doors reach into the hand and some drawers into the
+wall around the table.
+"""
 
 
 class MetaWorldEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
@@ -63,7 +74,7 @@ class MetaWorldEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         spread: float = 0.02,
         distractor_slots: int | None = None,
         render_mode: str | None = None,
-        camera: str = "corner2",
+        camera: str = "corner3",
         width: int = 256,
         height: int = 256,
     ) -> None:
@@ -71,6 +82,8 @@ class MetaWorldEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
             raise ValueError(f"reward: {reward!r}, expected 'dense' or 'sparse'")
         if not spread >= 0:
             raise ValueError(f"spread: {spread}, expected metres from 0")
+        if camera not in CAMERAS:
+            raise ValueError(f"camera: {camera!r}, expected one of {', '.join(CAMERAS)}")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode: {render_mode!r}, expected None or 'rgb_array'")
         self.perturbation = as_perturbation(perturbation)
@@ -78,6 +91,7 @@ class MetaWorldEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         self.reward = reward
         self.spread = spread
         self.render_mode = render_mode
+        self.camera = camera
         if render_mode is not None:
             choose_backend()
         self._task = make_task(
@@ -88,7 +102,13 @@ class MetaWorldEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
             width=width,
             height=height,
         )
-        self.position_box = reset_box(self.task, self._task.reset_box, spread, self.perturbation)
+        own = self._task.reset_box
+        self.position_box = reset_box(self.task, own, spread, self.perturbation)
+        self._max_overlap = np.inf
+        if self.perturbation.positions or self.perturbation.goals:
+            clean, rng = reset_box(self.task, own, 0.02, Perturbation()), np.random.default_rng(0)
+            self._task.begin(lambda: rng.uniform(*clean))
+            self._max_overlap = self._task.overlap() + MAX_OVERLAP
         self._n_inside = 0 if self._task.has_second_object else 1
         needed = max(self.perturbation.distractors - self._n_inside, 0)
         self.distractor_slots = needed if distractor_slots is None else distractor_slots
@@ -111,7 +131,7 @@ class MetaWorldEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         """
         super().reset(seed=seed)
         task, rng, perturbation = self._task, self.np_random, self.perturbation
-        task.begin(lambda: rng.uniform(*self.position_box))
+        task.begin(lambda: rng.uniform(*self.position_box), self._max_overlap)
         if perturbation.lighting:
             perturb_light(task.model, perturbation.lighting, rng)
         if perturbation.friction or perturbation.mass or perturbation.damping:
@@ -156,7 +176,12 @@ class MetaWorldEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         """
         :return: an image ``(height, width, 3)`` uint8, or None where ``render_mode`` is None
         """
-        return None if self.render_mode is None else self._task.render()
+        if self.render_mode is None:
+            return None
+        image = self._task.render()
+        if self.camera.startswith("corner"):  # Meta-World's are upside down
+            image = np.ascontiguousarray(image[::-1, ::-1])
+        return image
 
     def close(self) -> None:
         """Free the renderer."""

@@ -63,7 +63,7 @@ class Perturbation:
 _positions = Perturbation(positions=0.1, goals=0.1)
 _paper = replace(_positions, lighting=0.7, distractors=1)
 _dynamics = Perturbation(friction=1.0, mass=1.0, damping=1.0)
-_sensing = Perturbation(observation_noise=0.002, observation_offset=0.01, action_delay=1)
+_sensing = Perturbation(observation_noise=0.002, observation_offset=0.005, action_delay=1)
 
 LEVELS: dict[str, Perturbation] = {
     "none": Perturbation(),
@@ -80,7 +80,7 @@ LEVELS: dict[str, Perturbation] = {
         mass=1.0,
         damping=1.0,
         observation_noise=0.002,
-        observation_offset=0.01,
+        observation_offset=0.005,
         action_delay=1,
     ),
 }

@@ -149,23 +149,38 @@ class TaskHooks:
         self.max_path_length = np.iinfo(np.int64).max
         self._pristine = Pristine(self.model)
 
-    def begin(self, draw: Callable[[], Floats]) -> None:
+    def begin(self, draw: Callable[[], Floats], max_overlap: float = np.inf) -> None:
         """
         Begin an episode; :meth:`first_observation` is called once all is in place.
 
         :param draw: draws where object and goal are, ``(3,)`` or ``(6,)`` in metres, until the task
             accepts them
+        :param max_overlap: they are drawn again where things are deeper inside of one another, in m
         :raises ValueError: where the task accepts none
         """
         import mujoco
 
-        self._pristine.restore()
-        mujoco.mj_resetData(self.model, self.data)
-        self.curr_path_length = 0
-        self._draw, self._n_draws = draw, 0
-        self.reset_model()
-        self._draw = self._last_draw.copy
-        self.reset_model()
+        self._n_draws = 0
+        while True:
+            self._pristine.restore()
+            mujoco.mj_resetData(self.model, self.data)
+            self.curr_path_length = 0
+            self._draw = draw
+            self.reset_model()
+            self._draw = self._last_draw.copy
+            self._n_draws -= 1
+            self.reset_model()
+            if self.overlap() <= max_overlap:
+                break
+
+    def overlap(self) -> float:
+        """
+        :return: how deep things are inside of one another at most, in m
+        """
+        import mujoco
+
+        mujoco.mj_forward(self.model, self.data)
+        return -float(np.min(self.data.contact.dist, initial=0.0))
 
     def first_observation(self) -> Floats:
         """
@@ -181,7 +196,8 @@ class TaskHooks:
         if self._n_draws == MAX_DRAWS:
             raise ValueError(
                 f"positions: none of {MAX_DRAWS} draws keeps the distance between object and goal "
-                "that the task wants; widen `spread` or the perturbation's positions and goals"
+                "that the task wants and leaves room for the robot; change `spread` or the "
+                "perturbation's positions and goals"
             )
         self._n_draws += 1
         self._last_draw = self._draw()
