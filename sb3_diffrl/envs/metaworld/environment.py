@@ -157,6 +157,16 @@ class MetaWorldEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         return self._observed(observation), float(reward), success, False, info
 
     @property
+    def model(self) -> Any:
+        """MuJoCo's model, ``mujoco.MjModel``."""
+        return self._task.model
+
+    @property
+    def data(self) -> Any:
+        """MuJoCo's state, ``mujoco.MjData``."""
+        return self._task.data
+
+    @property
     def observed_positions(self) -> list[int]:
         """The entries of the observation that are positions of objects and distractors."""
         places = [4]

@@ -106,6 +106,7 @@ def add_blocks(spec: Any, n: int) -> None:
         body.add_freejoint()
         # Meta-World's assets have inertia computed from geoms of some groups only.
         body.explicitinertial = True
+        body.ipos = [0, 0, 0]
         body.mass = 0.1
         body.inertia = [2 / 3 * body.mass * BLOCK**2] * 3  # of a cube, m (2 h)² / 6
         hue = 2 * np.pi * i / 8
