@@ -182,7 +182,7 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> N
 def test_other_spaces_are_refused() -> None:
     env: Any = Recorder()
     env.observation_space = spaces.Box(0, 1, (2, 2), np.float32)
-    with pytest.raises(ValueError, match="observation space: .*expected a Box with vectors"):
+    with pytest.raises(ValueError, match=r"observation space: .*expected a Box with vectors"):
         PerturbationWrapper(env)
     env = Recorder()
     env.action_space = spaces.Discrete(3)
