@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import yaml
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.env_util import make_vec_env
@@ -457,3 +458,36 @@ def test_the_experts_benchmark_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert re.search(
         r"\| door-unlock \| 1\.00 \(0\.44 to 1\.00\) \|", output.with_suffix(".md").read_text()
     )
+
+
+def test_the_example_runs(tmp_path: Path) -> None:
+    source = (ROOT / "examples/metaworld_assembly.py").read_text()
+    assert source.count("\n") < 60
+    short = source.replace("_DEMONSTRATIONS = 20", "_DEMONSTRATIONS = 2").replace("5_000", "20")
+    short = short.replace("N_EPISODES = 50", "N_EPISODES = 1").replace("int = 10", "int = 1")
+    short = short.replace('"positions", "paper", ', "")
+    (tmp_path / "example.py").write_text(short)
+    run = subprocess.run(
+        [sys.executable, "example.py"], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    pattern = r"clean: success [01]\.00 .*\n(dynamics|sensing): success"
+    assert re.search(pattern, run.stdout), run.stdout
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_programs_of_the_page_run() -> None:
+    page = (ROOT / "docs/metaworld.md").read_text()
+    programs = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(programs) == 3
+    names: dict[str, Any] = {}
+    exec((programs[0] + programs[1]).replace("n_episodes=20", "n_episodes=1"), names)
+    assert names["observation"].shape == (39,)
+    assert len(names["demonstrations"]) == 1
+    for link in re.findall(r"\]\((\.\./[^)]+)\)", page):
+        assert (ROOT / "docs" / link).exists(), link
+    for name in LEVELS:
+        assert f"| `{name}` |" in page
+    entry = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0])[ENV_ID]
+    entry["demonstrations"]["sb3_diffrl.envs.metaworld.metaworld_demonstrations"]["n_episodes"] = 1
+    assert len(load_demonstrations(entry["demonstrations"])) == 1
+    assert gym.make(ENV_ID, **entry["env_kwargs"]).unwrapped.task == "assembly"  # type: ignore[attr-defined]
