@@ -3,6 +3,7 @@ A policy that imitates Meta-World's scripted expert in scenes within ±2 cm, eva
 perturbed ones. Needs ``pip install 'sb3-diffrl[metaworld]'``.
 """
 
+import gymnasium as gym
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -19,15 +20,19 @@ N_EPISODES = 50
 LEVELS = (None, "positions", "paper", "dynamics", "sensing")
 
 
+def in_chunks(env: gym.Env) -> gym.Env:
+    """A policy that decides on chunks of actions."""
+    return ActionChunkWrapper(env, HORIZON)
+
+
 def make_env(perturbation: str | None = None, n_envs: int = 10) -> VecEnv:
-    """``n_envs`` environments of the task, whose policy decides on chunks of actions."""
+    """``n_envs`` environments of the task."""
     return make_vec_env(
         "sb3_diffrl/MetaWorld-v0",
         n_envs,
         seed=0,
         env_kwargs={"task": TASK, "perturbation": perturbation},
-        wrapper_class=ActionChunkWrapper,
-        wrapper_kwargs={"horizon": HORIZON},
+        wrapper_class=in_chunks,
     )
 
 

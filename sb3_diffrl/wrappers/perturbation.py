@@ -111,8 +111,8 @@ class PerturbationWrapper(gym.Wrapper[NDArray[Any], NDArray[Any], NDArray[Any], 
         :return: what is seen, and the environment's reward, terminated, truncated and info
         """
         self._waiting.append(np.array(action))
-        observation, *rest = self.env.step(self._waiting.popleft())
-        return (self._perturbed(observation), *rest)
+        observation, reward, terminated, truncated, info = self.env.step(self._waiting.popleft())
+        return self._perturbed(observation), reward, terminated, truncated, info
 
     def _perturbed(self, observation: NDArray[Any]) -> NDArray[Any]:
         assert self._rng is not None, "reset comes first"

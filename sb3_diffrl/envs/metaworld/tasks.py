@@ -223,7 +223,7 @@ class TaskHooks:
 
     def _initialize_simulation(self) -> tuple[Any, Any]:
         if not self.n_blocks:
-            return super()._initialize_simulation()  # type: ignore[misc,no-any-return]
+            return super()._initialize_simulation()  # type: ignore[misc]
         import mujoco
 
         spec = mujoco.MjSpec.from_file(self.fullpath)
