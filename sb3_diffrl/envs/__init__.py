@@ -18,3 +18,10 @@ register(
     max_episode_steps=120,
     kwargs={"perturbation": "episode"},
 )
+
+# Needs Meta-World: pip install 'sb3-diffrl[metaworld]'
+register(
+    id="sb3_diffrl/MetaWorld-v0",
+    entry_point="sb3_diffrl.envs.metaworld:make_metaworld",
+    max_episode_steps=200,
+)
