@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("diffusion_ppo",),
     ("chunked_policy",),
     ("evaluation",),
+    ("multimodality",),
     ("callbacks",),
 )
 EDGES = {"__main__", "bench", "cli", "experiments", "hub", "importing", "plots", "sharing", "zoo"}
@@ -212,6 +213,7 @@ def test_importing_the_package_is_light() -> None:
             "lerobot",
             "minari",
             "pandas",
+            "sklearn",
             "yaml",
         ),
     ]
