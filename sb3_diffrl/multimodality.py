@@ -156,7 +156,7 @@ def action_samples(
     :param deterministic: how the model predicts
     :param seed: of the draws
     :return: ``(B, n, D)`` in [-1, 1], chunks of actions flattened
-    :raises ValueError: for a single observation, and for actions that are not a bounded ``Box``
+    :raises ValueError: for a single observation, and for actions that are not a ``Box``
     """
     space = model.action_space
     if not isinstance(space, gym.spaces.Box):
@@ -175,10 +175,6 @@ def action_samples(
             with fresh_exploration(model, min(BATCH, n_rows - start)):
                 drawn.append(model.predict(batch, deterministic=deterministic)[0])
     actions = model.policy.scale_action(np.concatenate(drawn)).reshape(n_rows, -1)
-    if not np.isfinite(actions).all():
-        raise ValueError(
-            f"Actions are scaled to [-1, 1]: their bounds must be finite, got {space}."
-        )
     return actions.reshape(-1, n_samples, actions.shape[-1])
 
 

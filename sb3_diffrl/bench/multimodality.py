@@ -12,10 +12,10 @@ import csv
 import io
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -45,6 +45,7 @@ FRACTIONS = (0, 0.25, 0.5, 1)  # of training, at which plans are drawn
 PLAN_STEPS = 40  # of a plan's actions that are embedded; an episode takes about 50
 PLAN_BLUR = 0.1  # of them, where actions are in [-1, 1]
 METHODS = ("DiffRL", "PPO from scratch")
+FILES = ("diffppo.yml", "ppo.yml")  # of their hyperparameters
 LAYOUTS = ("clean scene", "training scene")
 
 
@@ -202,10 +203,17 @@ class PlanCallback(PeriodicCallback):
 
 
 def train(
-    method: str, scene: int, n_timesteps: int, samples: int, seed: int, priors: pathlib.Path
+    method: str,
+    hyperparams: Mapping[str, Any],
+    scene: int,
+    n_timesteps: int,
+    samples: int,
+    seed: int,
+    priors: pathlib.Path,
 ) -> list[History]:
     """
     :param method: one of :data:`METHODS`
+    :param hyperparams: of the method, see :func:`~sb3_diffrl.zoo.load_hyperparams`
     :param scene: number of the scene to train in
     :param n_timesteps: number of steps
     :param samples: actions at each decision point, and plans
@@ -224,11 +232,9 @@ def train(
     callback = CallbackList([*measures.values(), *plans.values()])
     perturbation = f"scene:{scene}"
     if method == METHODS[0]:
-        hyperparams = load_hyperparams(shipped("hyperparams") / "diffppo.yml", TASK)
         prior = make_prior(priors, hyperparams)
         finetune(prior.path, perturbation, hyperparams, n_timesteps, seed, callback)
     else:
-        hyperparams = load_hyperparams(shipped("hyperparams") / "ppo.yml", TASK)
         train_ppo(perturbation, hyperparams, n_timesteps, seed, callback)
     return [History(method, name, measures[name].curve, plans[name].plans) for name in layouts]
 
@@ -306,14 +312,13 @@ def run_multimodality(args: argparse.Namespace) -> None:
 
     if args.output.suffix != ".png":
         raise ValueError(f"--output {args.output}: expected a name that ends in .png")
-    jobs = zip(METHODS, (args.steps, args.ppo_steps), strict=True)
+    steps = (args.steps, args.ppo_steps)
     with ThreadPoolExecutor(len(METHODS)) as pool:
-        futures = [
-            pool.submit(
-                in_process, train, method, args.scene, steps, args.samples, args.seed, args.priors
-            )
-            for method, steps in jobs
-        ]
+        futures = []
+        for method, file, n_timesteps in zip(METHODS, FILES, steps, strict=True):
+            hyperparams = load_hyperparams(shipped("hyperparams") / file, TASK)
+            how = (args.scene, n_timesteps, args.samples, args.seed, args.priors)
+            futures.append(pool.submit(in_process, train, method, hyperparams, *how))
         histories = [history for future in futures for history in future.result()]
     write_text(args.output.with_suffix(".csv"), curves_csv(histories))
     embedded = embed(plans for history in histories for plans in history.panels())

@@ -57,9 +57,9 @@ def multimodality_figure(
         row[0].set_ylabel(label, color=METHOD_COLOURS.get(history.method))
     caption = (
         f"t-SNE of plans, one dot each: the actions of the first {PLAN_STEPS} steps from the same "
-        f"start, blurred by {PLAN_BLUR};\nall panels share one embedding. Each colour is one of the "
-        "24 ways to the finish line, grey is a failure.\nH is the evenness of the successful ways, "
-        "0 to 1."
+        f"start, blurred by {PLAN_BLUR};\nall panels share one embedding. Each colour is one of "
+        f"the {N_WAYS} ways to the finish line, grey is a failure.\n"
+        "H is the evenness of the successful ways, 0 to 1."
     )
     upper.supxlabel(caption, fontsize="small", color=GREY)
     for ax, measure in zip(lower.subplots(1, 3), ("entropy", "modes", "ways"), strict=True):
@@ -80,7 +80,7 @@ def draw_curves(ax: Axes, histories: Sequence[History], measure: str) -> None:
 
     :param ax: where
     :param histories: each method in each layout
-    :param measure: ``"entropy"``, ``"modes"``, or ``"ways"`` for the evenness of the successful ways
+    :param measure: ``"entropy"``, ``"modes"``, or ``"ways"``: evenness of the successful ways
     """
     from matplotlib.ticker import EngFormatter
 
