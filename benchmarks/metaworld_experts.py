@@ -21,7 +21,7 @@ import numpy as np
 
 from sb3_diffrl.envs.metaworld import LEVELS, TASKS, expert_success
 from sb3_diffrl.evaluation import wilson_interval
-from sb3_diffrl.experiments import write_text
+from sb3_diffrl.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 MANY = ("none", "positions")  # levels with more episodes

@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("diffusion_ppo",),
     ("chunked_policy",),
     ("evaluation",),
+    ("multimodality",),
     ("callbacks",),
 )
 EDGES = {"__main__", "bench", "cli", "hub", "importing", "plots", "sharing", "zoo"}
@@ -217,6 +218,7 @@ def test_importing_the_package_is_light() -> None:
             "lerobot",
             "minari",
             "pandas",
+            "sklearn",
             "yaml",
         ),
     ]
