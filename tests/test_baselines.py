@@ -18,7 +18,7 @@ from sb3_diffrl.diffusion import ActionNoiseProcess
 from sb3_diffrl.envs.avoiding import AvoidingVectorEnv, avoiding_demonstrations
 from sb3_diffrl.evaluation import evaluate
 from sb3_diffrl.experiments import TASK, algorithm_arguments, training_env
-from sb3_diffrl.zoo import load_hyperparams, load_demonstrations
+from sb3_diffrl.zoo import load_demonstrations, load_hyperparams
 from tests.envs import TargetEnv
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +41,11 @@ def linear_demonstrations(
     return Demonstrations.from_arrays(observations, actions.astype(np.float32), ends)
 
 
+def arrays(demonstrations: Demonstrations) -> tuple[np.ndarray, np.ndarray]:
+    assert not isinstance(demonstrations.observations, dict)
+    return np.asarray(demonstrations.observations), np.asarray(demonstrations.actions)
+
+
 def clone(**kwargs: Any) -> ClonedPPO:
     arguments: dict[str, Any] = {"n_steps": 16, "batch_size": 16, "n_epochs": 2, "seed": 0}
     env = kwargs.pop("env", None) or target_env(action_space=WIDE)
@@ -61,7 +66,7 @@ def differing(one: dict[str, th.Tensor], other: dict[str, th.Tensor]) -> set[str
 
 def test_the_likeliest_gaussian_is_least_squares() -> None:
     demonstrations = linear_demonstrations()
-    observations, actions = demonstrations.observations, demonstrations.actions
+    observations, actions = arrays(demonstrations)
     design = np.column_stack([observations, np.ones(len(actions))])
     solution, *_ = np.linalg.lstsq(design, actions, rcond=None)
     residuals = actions - design @ solution
@@ -90,9 +95,7 @@ def test_the_likeliest_gaussian_is_least_squares() -> None:
 def test_the_likelihood_rises_and_sigma_is_raised_to_its_floor() -> None:
     demonstrations = linear_demonstrations()
     model = clone(policy_kwargs={"net_arch": [32]})
-    observations, actions = (
-        th.as_tensor(x) for x in (demonstrations.observations, demonstrations.actions)
-    )
+    observations, actions = map(th.as_tensor, arrays(demonstrations))
 
     def log_likelihood() -> float:
         with th.no_grad():
@@ -127,9 +130,7 @@ def test_validation_keeps_the_best_and_stops() -> None:
     assert result.stopped_early and result.gradient_steps < 2000
     _, held_out = demonstrations.split(0.34, seed=0)
     with th.no_grad():
-        kept = -model.policy.evaluate_actions(
-            th.as_tensor(held_out.observations), th.as_tensor(held_out.actions)
-        )[1].mean()
+        kept = -model.policy.evaluate_actions(*map(th.as_tensor, arrays(held_out)))[1].mean()
     assert float(kept) == pytest.approx(result.validation_loss, abs=1e-4)
 
 
@@ -174,7 +175,11 @@ def test_without_warmup_it_is_sb3s_ppo() -> None:
         "MlpPolicy",
         target_env(action_space=WIDE),
         policy_kwargs=ours.policy_kwargs,
-        **{"n_steps": 16, "batch_size": 16, "n_epochs": 2, "seed": 0, "device": "cpu"},
+        n_steps=16,
+        batch_size=16,
+        n_epochs=2,
+        seed=0,
+        device="cpu",
     ).learn(64)
     assert not differing(weights(ours), weights(stock))
 
@@ -193,13 +198,9 @@ def test_seeds_repeat_bit_for_bit(tmp_path: Path) -> None:
     loaded = ClonedPPO.load(tmp_path / "clone", env=target_env(action_space=WIDE), device="cpu")
     assert not differing(weights(first), weights(loaded))
     assert (loaded.critic_warmup, loaded.n_iterations) == (1, 2)
-    observations = linear_demonstrations(40).observations
-    for one, two in zip(
-        first.predict(observations, deterministic=True),
-        loaded.predict(observations, deterministic=True),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(one, two)
+    observations, _ = arrays(linear_demonstrations(40))
+    acted = [model.predict(observations, deterministic=True)[0] for model in (first, loaded)]
+    np.testing.assert_array_equal(*acted)
     loaded.learn(32, reset_num_timesteps=False)
     # An ordinary PPO reads it as well.
     ordinary = PPO.load(tmp_path / "clone", device="cpu")
@@ -427,4 +428,4 @@ def test_metaworld_entries_are_arguments(name: str) -> None:
     arguments = algorithm_arguments(hyperparams)
     arguments.pop("normalize", None)
     model = entry_classes()[name](hyperparams["policy"], target_env(1), **arguments)
-    assert model.gamma == 0.99
+    assert model.policy.action_space == target_env(1).action_space

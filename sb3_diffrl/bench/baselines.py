@@ -66,7 +66,7 @@ class ClonedPPO(PPO):
         self.critic_warmup, self.n_iterations = critic_warmup, 0
         defaults = {"features_extractor_class": NormalizedExtractor, "activation_fn": nn.SiLU}
         kwargs["policy_kwargs"] = defaults | (policy_kwargs or {})
-        super().__init__(policy, env, *args, **kwargs)  # type: ignore[misc]  # *args
+        super().__init__(policy, env, *args, **kwargs)
 
     def pretrain(self, demonstrations: Demonstrations, **kwargs: Any) -> PretrainingResult:
         """

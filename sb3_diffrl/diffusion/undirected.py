@@ -14,10 +14,10 @@ class ActionNoiseProcess(DiffusionProcess):
     """
     The same denoiser, whose only noise is isotropic and on the action: ``N(f_theta(s), sigma_min^2
     I)``, where ``f_theta`` follows the probability-flow ODE from the initial noise (Song et al.
-    2021) through all ``K`` steps.
+    2021) through all ``K`` steps. The last step's estimate is not clipped, for at a bound it would
+    have no gradient: as of any Gaussian policy, the env's bounds clip the action.
 
-    The last step's estimate is not clipped, for at a bound it would have no gradient: as of any
-    Gaussian policy, the env's bounds clip the action. A chain of it is ``(B, 2, D)``, the initial noise and the action, with one transition. Its
+    A chain of it is ``(B, 2, D)``, the initial noise and the action, with one transition. Its
     likelihood and the KL divergence from a prior are those of the Gaussian, exactly; gradients go
     back through all denoising steps.
 
