@@ -168,6 +168,63 @@ def test_critic_warmup_leaves_the_actor_untouched() -> None:
     assert names == before.keys() - statistics - critic
 
 
+def constant_context(context: float, n: int = 400) -> Demonstrations:
+    """The third entry never varies; both entries of the action are the first entry."""
+    target = np.random.default_rng(0).uniform(-1, 1, n).astype(np.float32)
+    observations = np.column_stack([target, target**2, np.full(n, context, np.float32)])
+    return Demonstrations.from_arrays(
+        observations, np.column_stack([target, target]), np.arange(8, n + 1, 8)
+    )
+
+
+@pytest.mark.parametrize("context_until", [0.0, 1.0])
+def test_imitation_goes_on_in_contexts_met_online(context_until: float) -> None:
+    """The env shows a third entry of 0.5, the demonstrations had -0.5; there is no reward."""
+    model = clone(
+        env=target_env(action_space=WIDE, reward_scale=0.0),
+        critic_warmup=1,
+        imitation_warmup_steps=150,
+        imitation_steps=5,
+        context_until=context_until,
+        learning_rate=3e-3,
+        policy_kwargs={"net_arch": [32, 32]},
+    )
+    model.pretrain(constant_context(-0.5), gradient_steps=400, learning_rate=3e-3, warmup_steps=50)
+
+    def error(context: float) -> float:
+        observations, actions = arrays(constant_context(context))
+        predicted, _ = model.predict(observations, deterministic=True)
+        return float(np.abs(predicted - actions).mean())
+
+    assert error(-0.5) < 0.1 and error(0.5) > 0.3
+    deviation = model.policy.log_std.detach().clone()
+    model.learn(32)
+    assert th.equal(model.policy.log_std, deviation)  # imitation leaves it alone
+    assert error(-0.5) < 0.1
+    assert (error(0.5) < 0.15) == (context_until == 1.0)
+    model.learn(64)
+    assert model.n_iterations == 3
+    assert not th.equal(model.policy.log_std, deviation)
+
+
+def test_a_saved_clone_is_a_prior(tmp_path: Path) -> None:
+    first = clone()
+    first.pretrain(linear_demonstrations(400), gradient_steps=30)
+    first.save(tmp_path / "clone")
+    random = th.random.get_rng_state()
+    model = clone(prior=tmp_path / "clone", imitation_steps=2)
+    assert not differing(weights(first), weights(model))
+    clone()
+    fresh = th.random.get_rng_state()
+    clone(prior=tmp_path / "clone")
+    assert th.equal(fresh, th.random.get_rng_state()) and not th.equal(fresh, random)
+    with pytest.raises(ValueError, match="set_demonstrations"):
+        model.learn(32)
+    model.set_demonstrations(linear_demonstrations(400))
+    model.learn(32)
+    assert differing(weights(first), weights(model))
+
+
 def test_without_warmup_it_is_sb3s_ppo() -> None:
     """From the same weights both make the same updates."""
     ours = clone().learn(64)

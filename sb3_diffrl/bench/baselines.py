@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ from sb3_diffrl.batches import TensorBatches, check_demonstrations
 from sb3_diffrl.demonstrations import Demonstrations
 from sb3_diffrl.normalization import ObservationNormalizer
 from sb3_diffrl.pretraining import PretrainingResult, update_average, warmup_cosine
+from sb3_diffrl.random_state import preserved_random_state
+
+BATCH_SIZE = 256  # of imitation during RL
 
 
 class NormalizedExtractor(FlattenExtractor):
@@ -45,10 +49,20 @@ class ClonedPPO(PPO):
     """
     SB3's PPO whose Gaussian policy first imitates demonstrations.
 
+    The rest of DiffusionPPO's recipe is there as far as a Gaussian has it: the critic's warm-up,
+    and imitation that goes on during RL, also in contexts met online (see
+    :mod:`sb3_diffrl.imitation`). Its gradient steps follow SB3's update; without them, and without
+    a warm-up, this is SB3's PPO.
+
     :param policy: as in :class:`stable_baselines3.PPO`
     :param env: as in there; observations are not to be normalised by ``VecNormalize``
     :param args: as in there
-    :param critic_warmup: number of iterations in which the critic alone is trained
+    :param prior: a saved model (its path) or a model whose policy to start from
+    :param critic_warmup: number of iterations in which RL trains the critic alone
+    :param imitation_steps: gradient steps of imitation after each update
+    :param imitation_warmup_steps: the same in each iteration of ``critic_warmup``
+    :param context_until: fraction of training until which demonstrations are imitated in contexts
+        met online as well; 0 for never
     :param policy_kwargs: as in there; by default the features extractor is
         :class:`NormalizedExtractor` and the activation function the diffusion policy's
     :param kwargs: as in there
@@ -59,14 +73,27 @@ class ClonedPPO(PPO):
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
         *args: Any,
+        prior: "str | pathlib.Path | PPO | None" = None,
         critic_warmup: int = 0,
+        imitation_steps: int = 0,
+        imitation_warmup_steps: int = 0,
+        context_until: float = 0.0,
         policy_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
         self.critic_warmup, self.n_iterations = critic_warmup, 0
+        self.imitation_steps = imitation_steps
+        self.imitation_warmup_steps = imitation_warmup_steps
+        self.context_until = context_until
+        self._demonstrations: TensorBatches | None = None
         defaults = {"features_extractor_class": NormalizedExtractor, "activation_fn": nn.SiLU}
         kwargs["policy_kwargs"] = defaults | (policy_kwargs or {})
         super().__init__(policy, env, *args, **kwargs)
+        if prior is not None:
+            if not isinstance(prior, PPO):
+                with preserved_random_state():
+                    prior = PPO.load(prior, device="cpu")
+            self.policy.load_state_dict(prior.policy.state_dict())
 
     def pretrain(self, demonstrations: Demonstrations, **kwargs: Any) -> PretrainingResult:
         """
@@ -76,16 +103,64 @@ class ClonedPPO(PPO):
         :param kwargs: see :func:`pretrain_gaussian`
         :return: losses and steps taken
         """
+        result = pretrain_gaussian(self, demonstrations, **kwargs)
+        self.set_demonstrations(demonstrations)
         self.n_iterations = 0
-        return pretrain_gaussian(self, demonstrations, **kwargs)
+        return result
+
+    def set_demonstrations(self, demonstrations: Demonstrations) -> None:
+        """
+        Give demonstrations to imitate during RL where the model was pre-trained elsewhere.
+
+        :param demonstrations: in the env's own units
+        :raises ValueError: where they do not fit the spaces
+        """
+        checked = check_demonstrations(demonstrations, self.policy)
+        self._demonstrations = _batches(self.policy, checked)
 
     def train(self) -> None:
-        """Update on the rollout buffer as SB3 does; the critic alone while it warms up."""
-        # Without gradients the optimizer passes over the actor.
-        for parameter in actor_parameters(self.policy):
-            parameter.requires_grad_(self.n_iterations >= self.critic_warmup)
+        """Update on the rollout buffer as SB3 does, the critic alone at first; then imitate."""
+        warming_up = self.n_iterations < self.critic_warmup
+        actor = actor_parameters(self.policy)
+        for parameter in actor:  # without gradients the optimizer passes over it
+            parameter.requires_grad_(not warming_up)
         super().train()
+        for parameter in actor:
+            parameter.requires_grad_(True)
+        n_steps = self.imitation_warmup_steps if warming_up else self.imitation_steps
+        if n_steps:
+            self._imitate(n_steps)
         self.n_iterations += 1
+
+    def _imitate(self, n_steps: int) -> None:
+        """Pull the mean to the demonstrated actions; the deviation is RL's."""
+        if self._demonstrations is None:
+            raise ValueError(
+                "No demonstrations to imitate: call pretrain(demonstrations) or "
+                "set_demonstrations(demonstrations) first, or set imitation_steps=0 and "
+                "imitation_warmup_steps=0."
+            )
+        visited = next(self.rollout_buffer.get()).observations
+        extractor = self.policy.pi_features_extractor
+        in_context = 1 - self._current_progress_remaining <= self.context_until
+        for _ in range(n_steps):
+            obs, actions = self._demonstrations.draw(BATCH_SIZE)
+            losses = [self._error(obs, actions)]
+            if in_context and isinstance(extractor, NormalizedExtractor):
+                met = visited[th.randint(len(visited), (BATCH_SIZE,), device=self.device)]
+                obs = extractor.normalizer.replace_context(obs, met)
+                losses.append(self._error(obs, actions))
+            self.policy.optimizer.zero_grad()
+            th.stack(losses).sum().backward()
+            th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+            self.policy.optimizer.step()
+        self.logger.record("train/imitation", float(losses[0].detach()))
+
+    def _error(self, observations: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        return (self.policy.get_distribution(observations).mode() - actions).square().mean()
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_demonstrations"]
 
 
 def actor_parameters(policy: ActorCriticPolicy) -> list[nn.Parameter]:
