@@ -207,6 +207,20 @@ def test_imitation_goes_on_in_contexts_met_online(context_until: float) -> None:
     assert not th.equal(model.policy.log_std, deviation)
 
 
+def test_advantages_are_divided_by_no_less_than_the_floor() -> None:
+    spreads = {}
+    for floor in (1e-8, 100.0):
+        model = clone(advantage_floor=floor).learn(32)
+        assert not model.normalize_advantage
+        advantages = model.rollout_buffer.advantages
+        assert advantages.mean() == pytest.approx(0, abs=1e-6)
+        spreads[floor] = float(advantages.std())
+        # The critic's targets are as they were.
+        expected = clone().learn(32).rollout_buffer.returns
+        np.testing.assert_allclose(model.rollout_buffer.returns, expected, rtol=1e-6)
+    assert spreads[1e-8] == pytest.approx(1, abs=1e-5) and spreads[100.0] < 0.1
+
+
 def test_a_saved_clone_is_a_prior(tmp_path: Path) -> None:
     first = clone()
     first.pretrain(linear_demonstrations(400), gradient_steps=30)

@@ -50,15 +50,17 @@ class ClonedPPO(PPO):
     SB3's PPO whose Gaussian policy first imitates demonstrations.
 
     The rest of DiffusionPPO's recipe is there as far as a Gaussian has it: the critic's warm-up,
-    and imitation that goes on during RL, also in contexts met online (see
-    :mod:`sb3_diffrl.imitation`). Its gradient steps follow SB3's update; without them, and without
-    a warm-up, this is SB3's PPO.
+    the floor of the advantages' spread, and imitation that goes on during RL, also in contexts met
+    online (see :mod:`sb3_diffrl.imitation`), whose gradient steps follow SB3's update. By default
+    all are off, and this is SB3's PPO.
 
     :param policy: as in :class:`stable_baselines3.PPO`
     :param env: as in there; observations are not to be normalised by ``VecNormalize``
     :param args: as in there
     :param prior: a saved model (its path) or a model whose policy to start from
     :param critic_warmup: number of iterations in which RL trains the critic alone
+    :param advantage_floor: smallest standard deviation by which a rollout's advantages are divided,
+        in place of SB3's normalisation, see :class:`~sb3_diffrl.DiffusionPPO`
     :param imitation_steps: gradient steps of imitation after each update
     :param imitation_warmup_steps: the same in each iteration of ``critic_warmup``
     :param context_until: fraction of training until which demonstrations are imitated in contexts
@@ -75,6 +77,7 @@ class ClonedPPO(PPO):
         *args: Any,
         prior: "str | pathlib.Path | PPO | None" = None,
         critic_warmup: int = 0,
+        advantage_floor: float | None = None,
         imitation_steps: int = 0,
         imitation_warmup_steps: int = 0,
         context_until: float = 0.0,
@@ -82,6 +85,9 @@ class ClonedPPO(PPO):
         **kwargs: Any,
     ):
         self.critic_warmup, self.n_iterations = critic_warmup, 0
+        self.advantage_floor = advantage_floor
+        if advantage_floor is not None:
+            kwargs["normalize_advantage"] = False
         self.imitation_steps = imitation_steps
         self.imitation_warmup_steps = imitation_warmup_steps
         self.context_until = context_until
@@ -124,6 +130,10 @@ class ClonedPPO(PPO):
         actor = actor_parameters(self.policy)
         for parameter in actor:  # without gradients the optimizer passes over it
             parameter.requires_grad_(not warming_up)
+        if self.advantage_floor is not None:
+            advantages = self.rollout_buffer.advantages
+            spread = max(float(advantages.std()), self.advantage_floor)
+            self.rollout_buffer.advantages = (advantages - advantages.mean()) / spread
         super().train()
         for parameter in actor:
             parameter.requires_grad_(True)
