@@ -75,9 +75,12 @@ class Row(NamedTuple):
 
 
 class Explorer(DiffusionPPO):
-    """A model whose ``predict`` is what it does in rollouts, with uniform actions mixed in."""
+    """
+    A model whose ``predict`` is what it does in rollouts; or given ``epsilon``, its deterministic
+    action with so many uniform ones in between.
+    """
 
-    epsilon = 0.0
+    epsilon: float | None = None
 
     def predict(
         self,
@@ -94,8 +97,11 @@ class Explorer(DiffusionPPO):
         :return: ``(N, D)`` actions and None
         """
         with th.no_grad():
-            chains, _, _ = self.policy(self.policy.obs_to_tensor(observation)[0], self.epsilon > 0)
+            seen, _ = self.policy.obs_to_tensor(observation)
+            chains, _, _ = self.policy(seen, deterministic=self.epsilon is not None)
         actions = self.policy.unscale_action(chains.cpu().numpy())
+        if self.epsilon is None:
+            return actions, state
         random = th.rand(len(actions)).numpy() < self.epsilon
         low, high = self.policy.action_bounds()
         uniform = low + (high - low) * th.rand(actions.shape).numpy()
@@ -119,17 +125,16 @@ def explorer(prior: Path, exploration: str, scale: float, start: int) -> Explore
     if start:  # number 0 is the policy's own
         noise = th.randn(model.policy.action_dim, generator=th.Generator().manual_seed(start))
         model.policy.initial_noise.copy_(noise / noise.norm() * len(noise) ** 0.5)
-    model.epsilon = scale if exploration == "epsilon" else 0.0
+    model.epsilon = scale if exploration == "epsilon" else None
     return model
 
 
-def explore(prior: Path, exploration: str, scale: float, scene: int, start: int, n: int) -> Row:
-    """:return: what ``n`` episodes in a displaced scene gave"""
-    env = GymVecEnv(AvoidingVectorEnv(min(n, 200), perturbation=f"scene:{scene}"))
-    model = explorer(prior, exploration, scale, start)
-    found = evaluate(model, env, n, seed=EVALUATION_SEED)
+def explore(model: Explorer, scene: int, n_episodes: int) -> tuple[int, int]:
+    """:return: successes in a displaced scene, and different ways among them"""
+    env = GymVecEnv(AvoidingVectorEnv(min(n_episodes, 200), perturbation=f"scene:{scene}"))
+    found = evaluate(model, env, n_episodes, seed=EVALUATION_SEED)
     ways = {info["way"] for info in found.infos} - {-1}
-    return Row(exploration, scale, scene, start, n, int(found.successes.sum()), len(ways))
+    return int(found.successes.sum()), len(ways)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -266,10 +271,15 @@ def main() -> None:
     done = {row.key for row in rows}
     for exploration, scales in SCALES.items():
         starts = 1 if exploration == "chain" else args.starts
-        for key in itertools.product(scales, range(args.scenes), range(starts)):
-            if (exploration, *key) not in done:
-                rows.append(explore(prior, exploration, *key, args.episodes))
-        write_rows(args.output, rows)
+        for scale, start in itertools.product(scales, range(starts)):
+            keys = [(exploration, scale, scene, start) for scene in range(args.scenes)]
+            todo = [key for key in keys if key not in done]
+            if todo:
+                model = explorer(prior, exploration, scale, start)
+                for key in todo:
+                    found = explore(model, key[2], args.episodes)
+                    rows.append(Row(*key, args.episodes, *found))
+                write_rows(args.output, rows)
         write_text(args.output.with_suffix(".md"), table(rows))
         figure(rows, args.output.with_suffix(".png"))
         print(table(rows), flush=True)

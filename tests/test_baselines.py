@@ -12,6 +12,7 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
+from benchmarks import exploration
 from sb3_diffrl import Demonstrations, DiffusionPPO
 from sb3_diffrl.bench.baselines import ClonedPPO, actor_parameters, pretrain_gaussian
 from sb3_diffrl.diffusion import ActionNoiseProcess
@@ -500,3 +501,56 @@ def test_metaworld_entries_are_arguments(name: str) -> None:
     arguments.pop("normalize", None)
     model = entry_classes()[name](hyperparams["policy"], target_env(1), **arguments)
     assert model.policy.action_space == target_env(1).action_space
+
+
+# -- exploration without RL ---------------------------------------------------------------------
+
+
+def test_explorers_act_as_they_say(tmp_path: Path) -> None:
+    hyperparams = load_hyperparams(ROOT / "hyperparams/diffppo.yml", TASK)
+    env = training_env({"n_envs": 1}, None)
+    arguments = algorithm_arguments(hyperparams) | {"seed": 0}
+    observations, _ = AvoidingVectorEnv(3000).reset(seed=0)
+    actions_shown = np.tile(np.float32([0.3, -0.2]), (3000, 1))  # far from the bounds
+    prior = DiffusionPPO("policy", env, **arguments)
+    prior.pretrain(
+        Demonstrations.from_arrays(observations, actions_shown, [3000]),
+        gradient_steps=150,
+        warmup_steps=20,
+        batch_size=64,
+    )
+    prior.save(tmp_path / "prior")
+    observations[:] = observations[0]
+
+    def actions(kind: str, scale: float, start: int = 0) -> np.ndarray:
+        model = exploration.explorer(tmp_path / "prior.zip", kind, scale, start)
+        return model.predict(observations)[0]
+
+    calm = actions("epsilon", 0.0)
+    assert (calm == calm[0]).all() and (np.abs(calm) < 0.6).all()
+    assert not np.array_equal(calm, actions("epsilon", 0.0, start=1))
+    noise = actions("action", 0.1) - calm
+    np.testing.assert_allclose(noise.std(axis=0), 0.1, rtol=0.05)
+    greedy = actions("epsilon", 0.4)
+    random = (greedy != calm).any(axis=1)
+    assert random.mean() == pytest.approx(0.4, abs=0.03)
+    np.testing.assert_allclose(greedy[random].std(axis=0), 1 / math.sqrt(3), rtol=0.05)
+    chain = actions("chain", 0.1)
+    assert len(np.unique(chain, axis=0)) == 3000 and chain.std(axis=0).min() > 0.1
+
+
+def test_exploration_is_summed_up(tmp_path: Path) -> None:
+    rows = [
+        exploration.Row("chain", 0.1, 0, 0, 100, 50, 4),
+        exploration.Row("chain", 0.1, 1, 0, 100, 0, 0),
+        exploration.Row("action", 0.2, 0, 0, 100, 10, 1),
+        exploration.Row("action", 0.2, 0, 1, 100, 30, 2),
+    ]
+    exploration.write_rows(tmp_path / "rows.csv", rows)
+    assert exploration.read_rows(tmp_path / "rows.csv") == rows
+    chain, action = exploration.summarize(rows)
+    assert chain == ("chain", 0.1, 0.25, pytest.approx(0.25), 2.0, 0.5)
+    assert action == ("action", 0.2, 0.2, 0.0, 1.5, 1.0)
+    assert "| fixed start, Gaussian noise σ | 0.2 | 0.200" in exploration.table(rows)
+    exploration.figure(rows, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
