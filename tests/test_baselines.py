@@ -272,7 +272,7 @@ def test_seeds_repeat_bit_for_bit(tmp_path: Path) -> None:
     assert (loaded.critic_warmup, loaded.n_iterations) == (1, 2)
     observations, _ = arrays(linear_demonstrations(40))
     acted = [model.predict(observations, deterministic=True)[0] for model in (first, loaded)]
-    np.testing.assert_array_equal(*acted)
+    np.testing.assert_array_equal(acted[0], acted[1])
     loaded.learn(32, reset_num_timesteps=False)
     # An ordinary PPO reads it as well.
     ordinary = PPO.load(tmp_path / "clone", device="cpu")
@@ -511,7 +511,7 @@ def test_explorers_act_as_they_say(tmp_path: Path) -> None:
     env = training_env({"n_envs": 1}, None)
     arguments = algorithm_arguments(hyperparams) | {"seed": 0}
     observations, _ = AvoidingVectorEnv(3000).reset(seed=0)
-    actions_shown = np.tile(np.float32([0.3, -0.2]), (3000, 1))  # far from the bounds
+    actions_shown = np.tile(np.array([0.3, -0.2], np.float32), (3000, 1))  # far from the bounds
     prior = DiffusionPPO("policy", env, **arguments)
     prior.pretrain(
         Demonstrations.from_arrays(observations, actions_shown, [3000]),
@@ -549,8 +549,9 @@ def test_exploration_is_summed_up(tmp_path: Path) -> None:
     exploration.write_rows(tmp_path / "rows.csv", rows)
     assert exploration.read_rows(tmp_path / "rows.csv") == rows
     chain, action = exploration.summarize(rows)
-    assert chain == ("chain", 0.1, 0.25, pytest.approx(0.25), 2.0, 0.5)
-    assert action == ("action", 0.2, 0.2, 0.0, 1.5, 1.0)
+    assert chain == exploration.Summary("chain", 0.1, 0.25, chain.error, 2.0, 0.5)
+    assert chain.error == pytest.approx(0.25)  # of 0.5 and 0
+    assert action == exploration.Summary("action", 0.2, 0.2, 0.0, 1.5, 1.0)
     assert "| fixed start, Gaussian noise σ | 0.2 | 0.200" in exploration.table(rows)
     exploration.figure(rows, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
