@@ -478,6 +478,8 @@ def test_entries_build_and_learn(name: str) -> None:
     hyperparams = load_hyperparams(ROOT / f"hyperparams/{name}.yml", TASK)
     arguments = algorithm_arguments(hyperparams) | {"seed": 0}
     few = {"n_envs": 2}
+    if "imitation_warmup_steps" in arguments:
+        arguments["imitation_warmup_steps"] = 2
     if "n_steps" in arguments:
         arguments |= {"n_steps": 20, "batch_size": 20}
     else:
