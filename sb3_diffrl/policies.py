@@ -123,7 +123,8 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
     :param exploration: ``"chain"``: fresh initial noise and noise in every step, which the denoiser
         shapes into one of the demonstrated ways; ``"action"``: the ODE from the fixed initial noise
         and Gaussian noise ``sigma_min`` on its action, undirected (see
-        :class:`~sb3_diffrl.diffusion.ActionNoiseProcess`)
+        :class:`~sb3_diffrl.diffusion.ActionNoiseProcess`); ``predict`` then gives the ODE's action,
+        deterministic or not
     :param sigma_max: where given, the floor of each step is learned, between ``sigma_min`` and this
     :param sigma_arch: hidden layers of a network that gives the learned floors by observation; by
         default they are the same everywhere
@@ -474,7 +475,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         :param deterministic: follow the ODE from the fixed initial noise
         :param sampling_std: draw without the exploration floor
         :param noise: ``(K + 1, N, D)`` standard normal to use instead of a fresh draw, of which the
-            ODE uses the first
+            ODE uses the first, and noise on the action the last
         :return: ends of the chains ``(N, k + 1, D)``, their means ``(N, k, D)`` under the policy,
             or under both where they mix, and the policy's standard deviations ``(k,)`` or ``(N,
             k)``
