@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import PyTorchObs
 
@@ -153,9 +154,7 @@ def batches(
     return TensorBatches(*as_tensors(policy, demonstrations), weights)
 
 
-def check_demonstrations(
-    demonstrations: Demonstrations, policy: DiffusionActorCriticPolicy
-) -> Demonstrations:
+def check_demonstrations(demonstrations: Demonstrations, policy: BasePolicy) -> Demonstrations:
     """
     Check against the policy's spaces; images are brought to SB3's channel-first order.
 

@@ -240,7 +240,7 @@ class DiffusionPPO(PPO):
         self.critic_lr_schedule = (
             self.lr_schedule if critic_rate is None else FloatSchedule(critic_rate)
         )
-        steps = self.policy.finetuned_steps
+        steps = self.policy.chain_steps
         self.rollout_buffer.set_chain_shape((steps + 1) * self.policy.action_dim, steps)
         self._outcomes = np.zeros((self.n_steps, self.n_envs), np.int8)
         if self.verbose >= 1:
@@ -618,7 +618,7 @@ class DiffusionPPO(PPO):
         chains = self.policy.evaluate_chains(batch.observations, batch.actions, prior_means)
         clip: float | th.Tensor = clip_range
         if self.clip_range_base is not None:
-            steps = self.policy.finetuned_steps
+            steps = self.policy.chain_steps
             clip = clip_range_per_step(
                 self.clip_range_base, clip_range, self.clip_range_rate, steps
             ).to(self.device)

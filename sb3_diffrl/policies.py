@@ -21,9 +21,9 @@ from torch import nn
 
 from sb3_diffrl.diffusion import (
     DENOISERS,
+    EXPLORATIONS,
     CudaGraphs,
     Denoiser,
-    DiffusionProcess,
     LearnedNoise,
     choose_parameters,
     gaussian_log_prob,
@@ -120,6 +120,11 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
     :param eta: 1 samples as DDPM does, 0 as the deterministic DDIM
     :param sigma_min: exploration floor: smallest standard deviation of a denoising step during
         rollouts, in units of half the action range
+    :param exploration: ``"chain"``: fresh initial noise and noise in every step, which the denoiser
+        shapes into one of the demonstrated ways; ``"action"``: the ODE from the fixed initial noise
+        and Gaussian noise ``sigma_min`` on its action, undirected (see
+        :class:`~sb3_diffrl.diffusion.ActionNoiseProcess`); ``predict`` then gives the ODE's action,
+        deterministic or not
     :param sigma_max: where given, the floor of each step is learned, between ``sigma_min`` and this
     :param sigma_arch: hidden layers of a network that gives the learned floors by observation; by
         default they are the same everywhere
@@ -171,6 +176,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         freeze_encoder: bool = False,
         eta: float = 1.0,
         sigma_min: float = 0.1,
+        exploration: str = "chain",
         sigma_max: float | None = None,
         sigma_arch: Sequence[int] | None = None,
         prediction_type: str = "epsilon",
@@ -202,6 +208,16 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
                 f"{finetuned_steps}. Leave it out to fine-tune all steps."
             )
         self.finetuned_steps = finetuned_steps or denoising_steps
+        if exploration not in EXPLORATIONS:
+            raise ValueError(
+                f"exploration={exploration!r}: expected one of {sorted(EXPLORATIONS)}."
+            )
+        if exploration == "action" and self.finetuned_steps < denoising_steps:
+            raise ValueError(
+                f"exploration='action' fine-tunes all denoising_steps={denoising_steps}, got "
+                f"finetuned_steps={finetuned_steps}. Leave it out."
+            )
+        self.exploration = exploration
         self.diffusion_kwargs: dict[str, Any] = {
             "noise_schedule": noise_schedule,
             "noise_levels": noise_levels,
@@ -243,7 +259,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         """
         Networks, prior and one optimizer each for actor and critic; called by SB3's constructor.
         """
-        self.process = DiffusionProcess(**self.diffusion_kwargs)
+        self.process = EXPLORATIONS[self.exploration](**self.diffusion_kwargs)
         self.action_dim = get_action_dim(self.action_space)
         arch = self.net_arch
         pi_arch, vf_arch = (
@@ -343,6 +359,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             net_arch=self.net_arch,
             activation_fn=self.activation_fn,
             **self.diffusion_kwargs,
+            exploration=self.exploration,
             finetuned_steps=self.finetuned_steps,
             action_range=self.action_range,
             finetuned_layers=self.finetuned_layers,
@@ -458,7 +475,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         :param deterministic: follow the ODE from the fixed initial noise
         :param sampling_std: draw without the exploration floor
         :param noise: ``(K + 1, N, D)`` standard normal to use instead of a fresh draw, of which the
-            ODE uses the first
+            ODE uses the first, and noise on the action the last
         :return: ends of the chains ``(N, k + 1, D)``, their means ``(N, k, D)`` under the policy,
             or under both where they mix, and the policy's standard deviations ``(k,)`` or ``(N,
             k)``
@@ -478,8 +495,10 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         elif deterministic:
             noise = self.initial_noise.expand(1, n, -1)
         else:
-            first = self.initial_noise.expand(n_steps + 1, n, -1)
+            first = self.initial_noise.expand(len(self.process.std) + 1, n, -1)
             noise = th.randn_like(first, memory_format=th.contiguous_format)
+            if self.exploration == "action":
+                noise[0] = self.initial_noise
         chosen = [th.rand(n, 1, device=self.device) < mixing] if mixes else []
 
         def sample(noise: th.Tensor, *tensors: th.Tensor) -> tuple[th.Tensor, list[th.Tensor]]:
@@ -549,6 +568,11 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         chain = actions.view(len(actions), -1, self.action_dim)
         condition = self.prior.condition(self.preprocess(obs))
         return self.process.chain_means(self.prior.denoiser, chain, condition).flatten(1)
+
+    @property
+    def chain_steps(self) -> int:
+        """Number ``k`` of the steps of stored chains, each with a likelihood."""
+        return len(self._std)
 
     @property
     def _std(self) -> th.Tensor:

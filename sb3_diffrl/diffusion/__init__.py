@@ -17,13 +17,16 @@ from sb3_diffrl.diffusion.parameter_choice import choose_parameters
 from sb3_diffrl.diffusion.parametrization import PREDICTION_TYPES, TIMESTEP_SPACINGS
 from sb3_diffrl.diffusion.registry import DENOISERS, make_denoiser, named
 from sb3_diffrl.diffusion.transformer import TransformerDenoiser
+from sb3_diffrl.diffusion.undirected import EXPLORATIONS, ActionNoiseProcess
 from sb3_diffrl.diffusion.unet import UnetDenoiser
 
 __all__ = [
     "DENOISERS",
+    "EXPLORATIONS",
     "NOISE_SCHEDULES",
     "PREDICTION_TYPES",
     "TIMESTEP_SPACINGS",
+    "ActionNoiseProcess",
     "CudaGraphs",
     "Denoiser",
     "DiffusionProcess",

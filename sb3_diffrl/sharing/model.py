@@ -101,7 +101,7 @@ class Description:
 
     def _check_buffer(self, policy: DiffusionActorCriticPolicy) -> None:
         """The rollout buffer is built with the model."""
-        steps = policy.finetuned_steps
+        steps = policy.chain_steps
         entry = 4 * ((2 * steps + 1) * policy.action_dim + steps + 6)
         entry += _n_bytes(self.observation_space)
         size = entry * self.attributes["n_steps"] * self.attributes["n_envs"]

@@ -353,6 +353,7 @@ POLICY_KWARGS: dict[str, Check] = {
     "denoising_steps": whole(1, 1_000),
     "eta": real(0, 1),
     "sigma_min": real(0, 1e3),
+    "exploration": one_of(diffusion.EXPLORATIONS),
     "sigma_max": optional(real(0, 1e3)),
     "sigma_arch": optional(list_of(whole(1, MAX_WIDTH), MAX_LAYERS)),
     "finetuned_layers": _finetuned_layers,
@@ -379,6 +380,7 @@ ADDED_POLICY_KWARGS = {
     "action_range",
     "finetuned_layers",
     "freeze_encoder",
+    "exploration",
     "sigma_max",
     "sigma_arch",
 }
