@@ -26,12 +26,14 @@ import numpy as np
 import torch as th
 
 from sb3_diffrl import DiffusionPPO
+from sb3_diffrl.bench.methods import METHODS
+from sb3_diffrl.bench.runs import EVALUATION_SEED, plan_run
+from sb3_diffrl.bench.tasks import avoiding
 from sb3_diffrl.envs.avoiding import AvoidingVectorEnv
 from sb3_diffrl.evaluation import evaluate
-from sb3_diffrl.experiments import EVALUATION_SEED, TASK, make_prior, training_env, write_text
+from sb3_diffrl.files import write_text
 from sb3_diffrl.plots import save_figure
 from sb3_diffrl.wrappers import GymVecEnv
-from sb3_diffrl.zoo import load_hyperparams
 
 ROOT = Path(__file__).resolve().parent.parent
 # Of each exploration the standard deviations, or for epsilon the probabilities.
@@ -108,16 +110,16 @@ class Explorer(DiffusionPPO):
         return np.where(random[:, None], uniform, actions).astype(np.float32), state
 
 
-def explorer(prior: Path, exploration: str, scale: float, start: int) -> Explorer:
+def explorer(prior: DiffusionPPO, exploration: str, scale: float, start: int) -> Explorer:
     """:return: the prior's actor, exploring in one of the ways from a fixed initial noise"""
-    hyperparams = load_hyperparams(ROOT / "hyperparams/diffppo.yml", TASK)
+    hyperparams = avoiding().hyperparams_of("diffppo")
     own = {
         "exploration": "chain" if exploration == "chain" else "action",
         "sigma_min": 0.1 if exploration == "epsilon" else scale,
     }
     model = Explorer(
         hyperparams["policy"],
-        training_env({"n_envs": 1}, None),
+        avoiding().make_env(None, 1),
         prior=prior,
         policy_kwargs=hyperparams["policy_kwargs"] | own,
         device="cpu",
@@ -266,7 +268,7 @@ def main() -> None:
     args = parser.parse_args()
 
     th.set_num_threads(1)
-    prior = make_prior(args.priors, load_hyperparams(ROOT / "hyperparams/diffppo.yml", TASK)).path
+    prior = plan_run(avoiding(), METHODS["diffusion"], "scene:0").make_prior(args.priors).load()
     rows = read_rows(args.output)
     done = {row.key for row in rows}
     for exploration, scales in SCALES.items():

@@ -55,7 +55,6 @@ def plan(args: argparse.Namespace) -> list[Run]:
             run,
             method=name,
             hyperparams=merge(run.hyperparams, CHOICES[name]),
-            prior_hyperparams=run.hyperparams,
         )
         for name in args.variants
         for run in base

@@ -15,11 +15,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from benchmarks import exploration
 from sb3_diffrl import Demonstrations, DiffusionPPO
 from sb3_diffrl.bench.baselines import ClonedPPO, actor_parameters, pretrain_gaussian
+from sb3_diffrl.bench.tasks import avoiding, metaworld
+from sb3_diffrl.bench.training import algorithm_arguments, training_env
 from sb3_diffrl.diffusion import ActionNoiseProcess
 from sb3_diffrl.envs.avoiding import AvoidingVectorEnv, avoiding_demonstrations
 from sb3_diffrl.evaluation import evaluate
-from sb3_diffrl.experiments import TASK, algorithm_arguments, training_env
-from sb3_diffrl.zoo import load_demonstrations, load_hyperparams
+from sb3_diffrl.zoo import load_demonstrations
 from tests.envs import TargetEnv
 
 ROOT = Path(__file__).parents[1]
@@ -435,10 +436,10 @@ def test_what_has_no_chain_is_refused() -> None:
 
 def test_undirected_exploration_is_unimodal() -> None:
     """One prior, clean task: the chain takes many ways, noise on the action one per start."""
-    hyperparams = load_hyperparams(ROOT / "zoo_configs/undirected.yml", TASK)
+    hyperparams = avoiding().hyperparams_of("diffppo", "undirected")
     arguments = algorithm_arguments(hyperparams) | {"seed": 0}
     policy_kwargs = arguments.pop("policy_kwargs") | {"net_arch": [128, 128]}
-    env = training_env({"n_envs": 1}, None)
+    env = training_env(avoiding(), {"n_envs": 1}, None)
     usual = DiffusionPPO(
         "policy", env, policy_kwargs=policy_kwargs | {"exploration": "chain"}, **arguments
     )
@@ -475,7 +476,7 @@ def entry_classes() -> dict[str, type[BaseAlgorithm]]:
 
 @pytest.mark.parametrize("name", ["ppo", "bc_ppo", "sac", "tqc"])
 def test_entries_build_and_learn(name: str) -> None:
-    hyperparams = load_hyperparams(ROOT / f"hyperparams/{name}.yml", TASK)
+    hyperparams = avoiding().hyperparams_of(name)
     arguments = algorithm_arguments(hyperparams) | {"seed": 0}
     few = {"n_envs": 2}
     if "imitation_warmup_steps" in arguments:
@@ -484,7 +485,7 @@ def test_entries_build_and_learn(name: str) -> None:
         arguments |= {"n_steps": 20, "batch_size": 20}
     else:
         arguments |= {"learning_starts": 40, "train_freq": 20, "gradient_steps": 2}
-    env = training_env(hyperparams | few, "scene:0")
+    env = training_env(avoiding(), hyperparams | few, "scene:0")
     model = entry_classes()[name](hyperparams["policy"], env, **arguments)
     if isinstance(model, ClonedPPO):
         pretrain = {**hyperparams["pretrain"], "gradient_steps": 5}
@@ -498,7 +499,7 @@ def test_entries_build_and_learn(name: str) -> None:
 @pytest.mark.parametrize("name", ["ppo", "bc_ppo", "sac", "tqc"])
 def test_metaworld_entries_are_arguments(name: str) -> None:
     """Of the algorithm: it is built with them in an env with the same spaces."""
-    hyperparams = load_hyperparams(ROOT / f"hyperparams/{name}.yml", "sb3_diffrl/MetaWorld-v0")
+    hyperparams = metaworld("assembly").hyperparams_of(name)
     arguments = algorithm_arguments(hyperparams)
     arguments.pop("normalize", None)
     model = entry_classes()[name](hyperparams["policy"], target_env(1), **arguments)
@@ -508,9 +509,9 @@ def test_metaworld_entries_are_arguments(name: str) -> None:
 # -- exploration without RL ---------------------------------------------------------------------
 
 
-def test_explorers_act_as_they_say(tmp_path: Path) -> None:
-    hyperparams = load_hyperparams(ROOT / "hyperparams/diffppo.yml", TASK)
-    env = training_env({"n_envs": 1}, None)
+def test_explorers_act_as_they_say() -> None:
+    hyperparams = avoiding().hyperparams_of("diffppo")
+    env = training_env(avoiding(), {"n_envs": 1}, None)
     arguments = algorithm_arguments(hyperparams) | {"seed": 0}
     observations, _ = AvoidingVectorEnv(3000).reset(seed=0)
     actions_shown = np.tile(np.array([0.3, -0.2], np.float32), (3000, 1))  # far from the bounds
@@ -521,11 +522,10 @@ def test_explorers_act_as_they_say(tmp_path: Path) -> None:
         warmup_steps=20,
         batch_size=64,
     )
-    prior.save(tmp_path / "prior")
     observations[:] = observations[0]
 
     def actions(kind: str, scale: float, start: int = 0) -> np.ndarray:
-        model = exploration.explorer(tmp_path / "prior.zip", kind, scale, start)
+        model = exploration.explorer(prior, kind, scale, start)
         return model.predict(observations)[0]
 
     calm = actions("epsilon", 0.0)

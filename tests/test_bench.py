@@ -266,7 +266,8 @@ def test_the_prior_is_made_once(prior: Prior, priors: Path) -> None:
     others = [tiny_run(hyperparams=longer), tiny_run(seed=1), tiny_run()]
     keys = {run.prior_key for run in others}
     assert len(keys) == 3
-    assert tiny_run(hyperparams=longer, prior_hyperparams=DIFFRL).prior_key == others[2].prior_key
+    sampled = merge(DIFFRL, {"beta": 1.0, "policy_kwargs": {"denoising_steps": 3, "eta": 0.0}})
+    assert tiny_run(hyperparams=sampled).prior_key == others[2].prior_key
 
 
 # -- running -----------------------------------------------------------------------------------

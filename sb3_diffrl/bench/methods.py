@@ -30,6 +30,8 @@ _ALL = (
     Method("no_mixing", "NoMixing", "diffppo", "no_mixing"),
     Method("no_imitation", "NoImitation", "diffppo", "no_imitation"),
     Method("no_context", "NoContext", "diffppo", "no_context"),
+    Method("undirected", "Undirected noise", "diffppo", "undirected"),
+    Method("bc_ppo", "Gaussian cloning + PPO", "bc_ppo"),
     Method("ppo", "PPO from scratch", "ppo"),
     Method("sac", "SAC from scratch", "sac"),
     Method("tqc", "TQC from scratch", "tqc"),

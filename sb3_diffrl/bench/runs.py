@@ -61,7 +61,6 @@ class Run:
     :param curve_episodes: evaluation episodes of each point
     :param save_path: where to save the trained model, if anywhere
     :param progress_bar: whether to show one
-    :param prior_hyperparams: of its prior, where they are not its own
     """
 
     task: Task
@@ -76,7 +75,6 @@ class Run:
     curve_episodes: int = 100
     save_path: Path | None = None
     progress_bar: bool = False
-    prior_hyperparams: dict[str, Any] | None = None
 
     @property
     def key(self) -> records.Key:
@@ -97,7 +95,7 @@ class Run:
     @property
     def prior_key(self) -> str:
         """The same for runs that start from the same prior."""
-        return prior_key(self.task, self.prior_hyperparams or self.hyperparams, self.prior_seed)
+        return prior_key(self.task, self.hyperparams, self.prior_seed)
 
     def make_prior(self, folder: Path, progress_bar: bool = False) -> Prior:
         """
@@ -105,8 +103,7 @@ class Run:
         :param progress_bar: whether to show one
         :return: its prior
         """
-        hyperparams = self.prior_hyperparams or self.hyperparams
-        return make_prior(folder, self.task, hyperparams, self.prior_seed, progress_bar)
+        return make_prior(folder, self.task, self.hyperparams, self.prior_seed, progress_bar)
 
     def training_env(self) -> VecEnv:
         """:return: the environments that it trains in"""

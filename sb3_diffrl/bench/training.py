@@ -22,6 +22,7 @@ from sb3_diffrl.files import Path, write_bytes, write_text
 from sb3_diffrl.zoo import linear, load_demonstrations
 
 if TYPE_CHECKING:
+    from sb3_diffrl.bench.baselines import ClonedPPO
     from sb3_diffrl.bench.runs import Run
 
 # Of a run's hyperparameters, what is not an argument of the algorithm.
@@ -34,6 +35,13 @@ OTHERS = (
     "env_wrapper",
     "normalize",
 )
+
+
+# Of a policy's arguments, those that choose how it is sampled and what RL trains: a prior serves all.
+SAMPLING = {
+    *("denoising_steps", "eta", "sigma_min", "sigma_max", "sigma_arch", "exploration"),
+    *("finetuned_steps", "finetuned_layers"),
+}
 
 
 class Prior(NamedTuple):
@@ -119,16 +127,25 @@ def _normalization(value: bool | str | Mapping[str, Any]) -> dict[str, Any] | No
     return {} if value else None
 
 
+def prior_hyperparams(hyperparams: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    :param hyperparams: of a run
+    :return: those that its prior depends on
+    """
+    names = ("policy", "policy_kwargs", "demonstrations", "pretrain", "env_wrapper")
+    found = {name: hyperparams[name] for name in names if name in hyperparams}
+    kwargs = found.get("policy_kwargs", {})
+    return {**found, "policy_kwargs": {n: v for n, v in kwargs.items() if n not in SAMPLING}}
+
+
 def prior_key(task: Task, hyperparams: Mapping[str, Any], seed: int) -> str:
     """
     :param task: what is learned
-    :param hyperparams: ``policy``, ``policy_kwargs``, ``demonstrations``, ``pretrain`` and
-        ``env_wrapper`` count
+    :param hyperparams: see :func:`prior_hyperparams`
     :param seed: of the weights and minibatches
     :return: the same for the same prior
     """
-    names = ("policy", "policy_kwargs", "demonstrations", "pretrain", "env_wrapper")
-    what = [seed, task.env_id, dict(task.env_kwargs), *map(hyperparams.get, names)]
+    what = [seed, task.env_id, dict(task.env_kwargs), prior_hyperparams(hyperparams)]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -145,7 +162,7 @@ def make_prior(
 
     :param folder: where priors are kept
     :param task: what is learned
-    :param hyperparams: see :func:`prior_key`
+    :param hyperparams: see :func:`prior_hyperparams`
     :param seed: of the weights and minibatches
     :param progress_bar: whether to show one
     :return: the prior
@@ -154,6 +171,7 @@ def make_prior(
     record = path.with_suffix(".json")
     if not record.exists():
         start = time.perf_counter()
+        hyperparams = prior_hyperparams(hyperparams)
         env = training_env(task, hyperparams, None)
         arguments = algorithm_arguments(hyperparams) | {"seed": seed}
         model = DiffusionPPO(hyperparams["policy"], env, **arguments)
@@ -187,6 +205,21 @@ def diffusion_ppo(run: "Run", prior: Prior | None) -> DiffusionPPO:
     return model
 
 
+def cloned_ppo(run: "Run", prior: Prior | None = None) -> "ClonedPPO":
+    """
+    :param run: what is trained
+    :param prior: not used
+    :return: a Gaussian policy that has imitated the run's demonstrations
+    """
+    from sb3_diffrl.bench.baselines import ClonedPPO
+
+    arguments = algorithm_arguments(run.hyperparams) | {"seed": run.seed}
+    model = ClonedPPO(run.hyperparams["policy"], run.training_env(), **arguments)
+    demonstrations = load_demonstrations(run.hyperparams["demonstrations"])
+    model.pretrain(demonstrations, **run.hyperparams["pretrain"])
+    return model
+
+
 def stable_baselines3(run: "Run", prior: Prior | None = None) -> BaseAlgorithm:
     """
     :param run: what is trained, by any algorithm that RL Zoo knows
@@ -201,9 +234,12 @@ def stable_baselines3(run: "Run", prior: Prior | None = None) -> BaseAlgorithm:
     return algorithm(run.hyperparams["policy"], run.training_env(), **arguments)
 
 
+OURS: dict[str, Builder] = {"diffppo": diffusion_ppo, "bc_ppo": cloned_ppo}
+
+
 def builder(algo: str) -> Builder:
     """
-    :param algo: ``diffppo``, another algorithm of RL Zoo's, or a function of one's own by its
+    :param algo: ``diffppo``, ``bc_ppo``, another algorithm of RL Zoo's, or a function of one's own by its
         dotted name, ``package.module.function``, that is called as :func:`diffusion_ppo` is
     :return: what builds the model of a run
     :raises ValueError: where there is none
@@ -211,8 +247,8 @@ def builder(algo: str) -> Builder:
     zoo_hook.install()
     from rl_zoo3.utils import ALGOS
 
-    if algo == "diffppo":
-        return diffusion_ppo
+    if algo in OURS:
+        return OURS[algo]
     if algo in ALGOS:
         return stable_baselines3
     module, _, name = algo.rpartition(".")
