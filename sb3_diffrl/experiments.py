@@ -331,10 +331,20 @@ def add_rows(path: Path, rows: Iterable[ResultRow]) -> None:
     :param rows: what to add
     """
     merged = {row.key: row for row in [*read_rows(path), *rows]}
+    write_rows(path, sorted(merged.values(), key=lambda row: row.key))
+
+
+def write_rows(path: Path, rows: Iterable[ResultRow]) -> None:
+    """
+    Write a results file anew.
+
+    :param path: the file; never left half written
+    :param rows: its lines, in this order
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for row in sorted(merged.values(), key=lambda row: row.key):
+    for row in rows:
         writer.writerow(_format(value) for value in dataclasses.astuple(row))
     write_text(path, text.getvalue())
 

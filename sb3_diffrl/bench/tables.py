@@ -1,0 +1,174 @@
+"""Sections of a benchmark's report on what the methods reach, in Markdown."""
+
+import statistics
+
+from sb3_diffrl.bench.cells import NONE, Lines, bounds, interval, markdown, steps_to
+from sb3_diffrl.bench.records import EVAL_MODES, Record, Successes
+from sb3_diffrl.bench.statistics import (
+    REPETITIONS,
+    aggregate,
+    by_task,
+    estimate,
+    improvement,
+    over_seeds,
+    strata,
+)
+from sb3_diffrl.bench.study import MAIN, PRIOR, REFERENCES, Study, in_common
+
+# Expected results of the paper (section 3.2): clean, perturbed without RL and with it, steps of RL.
+SCRATCH = (0.20, 0.20, 0.60, 1_000_000)
+PAPER: dict[str, tuple[float, float, float, int]] = {
+    PRIOR: (0.75, 0.35, 0.35, 0),
+    **dict.fromkeys(REFERENCES, SCRATCH),
+    MAIN: (0.75, 0.35, 0.70, 200_000),
+}
+
+
+def introduction(study: Study) -> Lines:
+    """:return: what the report is about and how its intervals come about"""
+    return [
+        f"{len(study.records):,} runs on {len(study.tasks):,} tasks; a task here is a task under "
+        "one perturbation, scenes counted apart.",
+        "",
+        "Intervals are 95 % percentile bootstraps by rliable "
+        f"({REPETITIONS:,} draws): runs are drawn within each task, so the tasks are taken as "
+        "given. † marks those where some task has a single run, which tells nothing of the spread "
+        "over seeds: there whole tasks are drawn with their runs. A single run has Wilson's "
+        "interval over its episodes. With few runs per task such intervals are too narrow (of "
+        "three, by about a fifth), and where all the runs are equal they have no width. "
+        "Tasks weigh the same whatever their number of runs. A method is aggregated over the tasks "
+        "that it has runs of, as the column *tasks* says; only comparisons of two methods are "
+        "made on the tasks that both have. Runs that are missing are not made up for.",
+    ]
+
+
+def paper(study: Study) -> Lines:
+    """:return: the paper's table beside ours, in both evaluation modes"""
+    lines = [
+        *("", "## The paper's table", ""),
+        "*Paper*: the results that the paper expects on CALVIN and RLBench (section 3.2), other "
+        "tasks than these. Means over tasks; clean is measured after training; environment steps "
+        f"are those of the interaction; steps to {study.threshold:.2f} are those at which the "
+        "learning curve (stochastic) first had that rate, averaged over the runs that reached it "
+        "(their number of all in parentheses).",
+    ]
+    for mode in EVAL_MODES:
+        rows = []
+        for name, part in study.forms.items():
+            for method, records in part.methods.items():
+                after = aggregate(records, lambda record: record.evaluations[mode].after)
+                clean = aggregate(records, lambda record: record.evaluations[mode].clean)
+                started = [r for r in records if r.evaluations[mode].before is not None]
+                before = aggregate(started, lambda r: _before(r, mode)) if started else None
+                expected = PAPER.get(method)
+                said = [f"{rate:.2f}" for rate in expected[:3]] if expected else [NONE] * 3
+                found = (clean, before, after)
+                rates = (NONE if e is None else interval(e, 1) for e in found)
+                ways = [r.mode_entropy for r in records if r.mode_entropy is not None]
+                rows.append(
+                    [
+                        study.label(method),
+                        name,
+                        f"{len(by_task(records))} of {len(part.tasks)}",
+                        str(len(records)),
+                        *(cell for pair in zip(rates, said, strict=True) for cell in pair),
+                        f"{statistics.mean(r.env_steps for r in records):,.0f}",
+                        f"{expected[3]:,}" if expected else NONE,
+                        steps_to(records, study.threshold),
+                        f"{statistics.mean(ways):.2f}" if ways else NONE,
+                    ]
+                )
+        head = [
+            *("method", "perturbation", "tasks", "runs"),
+            *("clean", "paper", "perturbed, no RL", "paper", "perturbed, with RL", "paper"),
+            *("environment steps", "paper", f"steps to {study.threshold:.2f}", "mode entropy"),
+        ]
+        lines += ["", f"### {mode.capitalize()}", "", *markdown(head, rows)]
+    return lines
+
+
+def _before(record: Record, mode: str) -> Successes:
+    before = record.evaluations[mode].before
+    assert before is not None
+    return before
+
+
+def tasks(study: Study) -> Lines:
+    """:return: success rates on each task, one column per method, in both evaluation modes"""
+    lines = [
+        *("", "## Each task", ""),
+        "Perturbed success after training, in parentheses the number of runs. Intervals are "
+        "Student's t over the runs; where they do not differ, or there is one, Wilson's over their "
+        "episodes.",
+    ]
+    runs = {method: by_task(records) for method, records in study.methods.items()}
+    several = len({perturbation for _, perturbation in study.tasks}) > 1
+    for mode in EVAL_MODES:
+        rows = []
+        for task, perturbation in study.tasks:
+            cells = [task, perturbation]
+            for found in runs.values():
+                records = found.get((task, perturbation), [])
+                outcomes = [record.evaluations[mode].after for record in records]
+                cells.append(
+                    f"{bounds(*over_seeds(outcomes))} ({len(outcomes)})" if outcomes else NONE
+                )
+            rows.append(cells if several else [task, *cells[2:]])
+        head = ["task", *(["perturbation"] if several else []), *map(study.label, runs)]
+        lines += ["", f"### Each task, {mode}", "", *markdown(head, rows)]
+    return lines
+
+
+def aggregated(study: Study) -> Lines:
+    """:return: interquartile mean, mean and optimality gap of perturbed success after training"""
+    lines = [
+        *("", "## Aggregates", ""),
+        "Perturbed success after training over tasks and runs: interquartile mean (the quarters at "
+        "both ends left out), mean, and optimality gap (how far short of 1; less is better).",
+    ]
+    for mode in EVAL_MODES:
+        rows = []
+        for name, part in study.forms.items():
+            for method, records in part.methods.items():
+                found = aggregate(records, lambda record: record.evaluations[mode].after)
+                counts = f"{len(by_task(records))} of {len(part.tasks)}", str(len(records))
+                values = (interval(found, i) for i in range(3))
+                rows.append([study.label(method), name, *counts, *values])
+        head = ["method", "perturbation", "tasks", "runs", "IQM", "mean", "optimality gap"]
+        lines += ["", f"### Aggregates, {mode}", "", *markdown(head, rows)]
+    return lines
+
+
+def comparisons(study: Study) -> Lines:
+    """:return: probability of improvement of the main method over each other"""
+    rows = []
+    for name, part in study.forms.items():
+        for method, records in part.methods.items():
+            common = in_common(part.methods.get(MAIN, []), records)
+            if method == MAIN or not common[0]:
+                continue
+            cells = [study.label(method), name, f"{len(by_task(common[0]))} of {len(part.tasks)}"]
+            for mode in EVAL_MODES:
+                rates = (strata(r, lambda record: _after(record, mode).rate) for r in common)
+                found = estimate(improvement, *rates)
+                cells += [interval(found, 0), interval(found, 1, "+.2f")]
+            rows.append(cells)
+    if not rows:
+        return []
+    ours = study.label(MAIN)
+    head = ["against", "perturbation", "tasks in common"]
+    for mode in EVAL_MODES:
+        head += [f"probability of improvement, {mode}", f"difference of means, {mode}"]
+    return [
+        *("", f"## {ours} against each other method", ""),
+        f"Perturbed success after training, on the tasks that both have. Probability that a run of "
+        f"{ours} is better than one of the other on a task, ties counting half, averaged over "
+        "tasks; and the difference of the mean success rates.",
+        "",
+        *markdown(head, rows),
+    ]
+
+
+def _after(record: Record, mode: str) -> Successes:
+    evaluation: Evaluation = record.evaluations[mode]
+    return evaluation.after
