@@ -5,10 +5,11 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from sb3_diffrl.bench.records import Record
-from sb3_diffrl.bench.statistics import Estimate
-from sb3_diffrl.bench.study import trained
+from sb3_diffrl.bench.statistics import Estimate, by_task
+from sb3_diffrl.bench.study import Study, trained
 
 NONE = "–"
+COUNTS = ("method", "perturbation", "tasks", "runs")  # heads of the cells of `counts`
 
 Lines = list[str]
 
@@ -28,6 +29,17 @@ def _escaped(cell: str) -> str:
     return " ".join(cell.replace("|", "\\|").split())
 
 
+def counts(study: Study, method: str, records: Sequence[Record]) -> list[str]:
+    """
+    :param study: runs of one form of the perturbation, or all
+    :param method: name of the method
+    :param records: its runs that a row is made of
+    :return: the first cells of a row: its label, the form, how many tasks of all, and runs
+    """
+    n_tasks = f"{len(by_task(records))} of {len(study.tasks)}"
+    return [study.label(method), study.form, n_tasks, str(len(records))]
+
+
 def interval(found: Estimate, i: int, how: str = ".2f") -> str:
     """
     :param found: values with intervals
@@ -43,7 +55,8 @@ def bounds(value: float, low: float, high: float, how: str = ".2f") -> str:
     """:return: ``0.94 [0.92, 0.96]``; without bounds where they are NaN; a dash for NaN"""
     if math.isnan(value):
         return NONE
-    texts = [f"{number:{how}}" for number in (value, low, high)]
+    digits = int(how[-2])
+    texts = [f"{round(number, digits) + 0.0:{how}}" for number in (value, low, high)]  # no -0.00
     return texts[0] if math.isnan(low) else f"{texts[0]} [{texts[1]}, {texts[2]}]"
 
 

@@ -12,18 +12,26 @@ from sb3_diffrl.bench.records import EVAL_MODES, Record
 from sb3_diffrl.bench.statistics import (
     Curve,
     Estimate,
-    aggregate,
     by_task,
     clean_curve,
     estimate,
     horizon,
+    matrix,
     means,
     on_grid,
     perturbed_curve,
     profile,
     strata,
 )
-from sb3_diffrl.bench.study import ALL, MAIN, PRIOR, Study, finetuned, trained
+from sb3_diffrl.bench.study import (
+    ALL,
+    MAIN,
+    PRIOR,
+    Study,
+    finetuned,
+    success,
+    trained,
+)
 from sb3_diffrl.plots import METHOD_COLOURS, finish_curves, new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -91,6 +99,8 @@ def method_styles(study: Study) -> dict[str, Style]:
     for name in order:
         colour = METHOD_COLOURS.get(study.label(name))
         style: Style = {"color": colour, "linestyle": "-", "linewidth": 1.6, "zorder": 3}
+        if name == PRIOR:
+            style["linestyle"] = "--"
         if colour is None:
             style["color"] = PALETTE[others % len(PALETTE)]
             style["linestyle"] = DASHES[(others // 2) % len(DASHES)]
@@ -185,7 +195,7 @@ def _curves(
             band = {"color": style["color"], "zorder": style["zorder"] - 1}
             ax.fill_between(grid, mean.low, mean.high, alpha=0.13, linewidth=0, **band)
         if panel.prior:
-            ax.axhline(_constant(panel.prior, curve), **styles[PRIOR] | {"linestyle": "--"})
+            ax.axhline(_constant(panel.prior, curve), **styles[PRIOR])
         if goal is not None:
             ax.axhline(goal, color="#24292f", linestyle=":", linewidth=1, zorder=1)
         finish_curves(ax)
@@ -197,11 +207,8 @@ def _curves(
 
 
 def _constant(prior: Sequence[Record], curve: Callable[[Record], Curve]) -> float:
-    def rate(record: Record) -> float:
-        evaluation = record.evaluations["stochastic"]
-        return (evaluation.clean if curve is clean_curve else evaluation.after).rate
-
-    return float(means(strata(prior, rate)))
+    rate = success("stochastic", "clean" if curve is clean_curve else "after")
+    return float(means(matrix(strata(prior, rate))))
 
 
 # -- what is reached ---------------------------------------------------------------------------
@@ -219,7 +226,7 @@ def profile_figure(study: Study, styles: dict[str, Style]) -> Figure:
     figure, axes = _figure(len(EVAL_MODES))
     for ax, mode in zip(axes, EVAL_MODES, strict=True):
         for method, records in study.methods.items():
-            rates = strata(records, lambda record: record.evaluations[mode].after.rate)
+            rates = strata(records, success(mode, "after"))
             found = estimate(profile(thresholds), rates)
             style = styles[method]
             ax.plot(thresholds, found.value, drawstyle="steps-post", **style)
@@ -244,7 +251,7 @@ def iqm_figure(study: Study, styles: dict[str, Style]) -> Figure:
     figure, axes = _figure(len(EVAL_MODES), height=1.2 + 0.36 * len(methods), sharey=True)
     for ax, mode in zip(axes, EVAL_MODES, strict=True):
         for i, method in enumerate(methods):
-            found = aggregate(study.methods[method], lambda r: r.evaluations[mode].after)
+            found = study.aggregates[mode, method]
             value, low, high = found.value[0], found.low[0], found.high[0]
             colour = styles[method]["color"]
             main = method == MAIN
@@ -294,8 +301,7 @@ def _legend(figure: Figure, study: Study, styles: dict[str, Style], drawn: set[s
     from matplotlib.lines import Line2D
 
     methods = [name for name in styles if name in drawn]
-    dashed = {PRIOR: {"linestyle": "--"}}
-    lines = [Line2D([], [], **styles[name] | dashed.get(name, {})) for name in methods]
+    lines = [Line2D([], [], **styles[name]) for name in methods]
     names = [_text(study.label(name)) for name in methods]
     columns = min(len(names), 4)
     figure.legend(lines, names, loc="outside lower center", ncols=columns, frameon=False)

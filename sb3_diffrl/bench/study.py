@@ -1,14 +1,16 @@
 """The records of a report, in the order of its tables, and the numbers of single runs."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from sb3_diffrl.bench.records import Record
+from sb3_diffrl.bench.records import EVAL_MODES, Record, Successes
 from sb3_diffrl.bench.statistics import (
     Curve,
+    Estimate,
     Task,
+    aggregate,
     area,
     by_task,
     clean_curve,
@@ -32,11 +34,13 @@ class Study:
     :param records: of the runs, each key once
     :param labels: of methods, by name, in the order of the tables; methods without a label follow
     :param threshold: success rate of "steps to"
+    :param form: of the perturbation, what stands before ``:`` in its name; or all
     """
 
     records: Sequence[Record]
     labels: Mapping[str, str]
     threshold: float = THRESHOLD
+    form: str = ALL
 
     @cached_property
     def methods(self) -> dict[str, list[Record]]:
@@ -49,19 +53,27 @@ class Study:
     @cached_property
     def forms(self) -> "dict[str, Study]":
         """
-        Runs by form of the perturbation, what stands before ``:`` in its name, after all of them
-        where there are several.
+        Runs by form of the perturbation, after all of them where there are several.
         """
         forms: dict[str, list[Record]] = {}
         for record in sorted(self.records, key=lambda record: natural(record.perturbation)):
-            forms.setdefault(form(record), []).append(record)
-        parts = {name: replace(self, records=records) for name, records in forms.items()}
+            forms.setdefault(record.perturbation.partition(":")[0], []).append(record)
+        parts = {name: replace(self, records=records, form=name) for name, records in forms.items()}
         return {ALL: self, **parts} if len(parts) > 1 else parts
 
     @cached_property
     def tasks(self) -> list[Task]:
         """Tasks and perturbations of all the runs."""
         return list(by_task(self.records))
+
+    @cached_property
+    def aggregates(self) -> dict[tuple[str, str], Estimate]:
+        """By mode and method: perturbed success after training, see :func:`aggregate`."""
+        return {
+            (mode, method): aggregate(records, outcome(mode, "after"))
+            for mode in EVAL_MODES
+            for method, records in self.methods.items()
+        }
 
     @cached_property
     def horizons(self) -> dict[Task, int]:
@@ -80,15 +92,14 @@ class Study:
         end = self.horizons[record.task, record.perturbation]
         return area(perturbed_curve(record), end)
 
+    def speed(self, record: Record) -> tuple[float, float]:
+        """:return: :meth:`steps_or_budget` and :meth:`area` of a run"""
+        return self.steps_or_budget(record), self.area(record)
+
     def steps_or_budget(self, record: Record) -> float:
         """:return: environment steps to the threshold, or all that were made without reaching it"""
         steps = record.steps_to(self.threshold)
         return float(record.curve[-1].env_steps) if math.isnan(steps) else steps
-
-
-def form(record: Record) -> str:
-    """:return: what stands before ``:`` in the name of the perturbation"""
-    return record.perturbation.partition(":")[0]
 
 
 def trained(records: Iterable[Record]) -> list[Record]:
@@ -104,6 +115,20 @@ def finetuned(records: Iterable[Record]) -> list[Record]:
         if len(clean_curve(record)) > 1
         and all(evaluation.before is not None for evaluation in record.evaluations.values())
     ]
+
+
+def outcome(mode: str, part: str) -> Callable[[Record], Successes]:
+    """
+    :param mode: of the evaluation
+    :param part: ``clean``, ``before`` or ``after``
+    :return: function of a run that has it
+    """
+    return lambda record: getattr(record.evaluations[mode], part)
+
+
+def success(mode: str, part: str) -> Callable[[Record], float]:
+    """:return: the rate of :func:`outcome`"""
+    return lambda record: outcome(mode, part)(record).rate
 
 
 def drops(curve: Curve) -> tuple[float, float, float]:

@@ -2,18 +2,27 @@
 
 import statistics
 
-from sb3_diffrl.bench.cells import NONE, Lines, bounds, interval, markdown, steps_to
-from sb3_diffrl.bench.records import EVAL_MODES, Record, Successes
+from sb3_diffrl.bench.cells import (
+    COUNTS,
+    NONE,
+    Lines,
+    bounds,
+    counts,
+    interval,
+    markdown,
+    steps_to,
+)
+from sb3_diffrl.bench.records import EVAL_MODES, Evaluation
 from sb3_diffrl.bench.statistics import (
     REPETITIONS,
-    aggregate,
     by_task,
     estimate,
     improvement,
+    mean_rates,
     over_seeds,
     strata,
 )
-from sb3_diffrl.bench.study import MAIN, PRIOR, REFERENCES, Study, in_common
+from sb3_diffrl.bench.study import MAIN, PRIOR, REFERENCES, Study, in_common, outcome, success
 
 # Expected results of the paper (section 3.2): clean, perturbed without RL and with it, steps of RL.
 SCRATCH = (0.20, 0.20, 0.60, 1_000_000)
@@ -33,9 +42,10 @@ def introduction(study: Study) -> Lines:
         "Intervals are 95 % percentile bootstraps by rliable "
         f"({REPETITIONS:,} draws): runs are drawn within each task, so the tasks are taken as "
         "given. † marks those where some task has a single run, which tells nothing of the spread "
-        "over seeds: there whole tasks are drawn with their runs. A single run has Wilson's "
-        "interval over its episodes. With few runs per task such intervals are too narrow (of "
-        "three, by about a fifth), and where all the runs are equal they have no width. "
+        "over seeds: there whole tasks are drawn with their runs. Where the runs of no task "
+        "differ, or there is one run in all, the interval is that of the evaluation episodes "
+        "(Wilson's; of several tasks, that of the mean of their rates). With few runs per task "
+        "bootstrap intervals are too narrow, of three by about a fifth. "
         "Tasks weigh the same whatever their number of runs. A method is aggregated over the tasks "
         "that it has runs of, as the column *tasks* says; only comparisons of two methods are "
         "made on the tasks that both have. Runs that are missing are not made up for.",
@@ -52,25 +62,19 @@ def paper(study: Study) -> Lines:
         "learning curve (stochastic) first had that rate, averaged over the runs that reached it "
         "(their number of all in parentheses).",
     ]
-    for mode in EVAL_MODES:
-        rows = []
-        for name, part in study.forms.items():
-            for method, records in part.methods.items():
-                after = aggregate(records, lambda record: record.evaluations[mode].after)
-                clean = aggregate(records, lambda record: record.evaluations[mode].clean)
-                started = [r for r in records if r.evaluations[mode].before is not None]
-                before = aggregate(started, lambda r: _before(r, mode)) if started else None
-                expected = PAPER.get(method)
+    rows: dict[str, list[list[str]]] = {mode: [] for mode in EVAL_MODES}
+    columns = [(mode, part) for mode in EVAL_MODES for part in Evaluation._fields]
+    for name, part in study.forms.items():
+        for method, records in part.methods.items():
+            found = mean_rates(records, [outcome(*column) for column in columns])
+            expected = PAPER.get(method)
+            ways = [r.mode_entropy for r in records if r.mode_entropy is not None]
+            for i, mode in enumerate(EVAL_MODES):
+                rates = [interval(found, 3 * i + k) for k in range(3)]
                 said = [f"{rate:.2f}" for rate in expected[:3]] if expected else [NONE] * 3
-                found = (clean, before, after)
-                rates = (NONE if e is None else interval(e, 1) for e in found)
-                ways = [r.mode_entropy for r in records if r.mode_entropy is not None]
-                rows.append(
+                rows[mode].append(
                     [
-                        study.label(method),
-                        name,
-                        f"{len(by_task(records))} of {len(part.tasks)}",
-                        str(len(records)),
+                        *counts(part, method, records),
                         *(cell for pair in zip(rates, said, strict=True) for cell in pair),
                         f"{statistics.mean(r.env_steps for r in records):,.0f}",
                         f"{expected[3]:,}" if expected else NONE,
@@ -78,19 +82,13 @@ def paper(study: Study) -> Lines:
                         f"{statistics.mean(ways):.2f}" if ways else NONE,
                     ]
                 )
-        head = [
-            *("method", "perturbation", "tasks", "runs"),
-            *("clean", "paper", "perturbed, no RL", "paper", "perturbed, with RL", "paper"),
-            *("environment steps", "paper", f"steps to {study.threshold:.2f}", "mode entropy"),
-        ]
-        lines += ["", f"### {mode.capitalize()}", "", *markdown(head, rows)]
+    head = [
+        *(*COUNTS, "clean", "paper", "perturbed, no RL", "paper", "perturbed, with RL", "paper"),
+        *("environment steps", "paper", f"steps to {study.threshold:.2f}", "mode entropy"),
+    ]
+    for mode in EVAL_MODES:
+        lines += ["", f"### {mode.capitalize()}", "", *markdown(head, rows[mode])]
     return lines
-
-
-def _before(record: Record, mode: str) -> Successes:
-    before = record.evaluations[mode].before
-    assert before is not None
-    return before
 
 
 def tasks(study: Study) -> Lines:
@@ -98,7 +96,7 @@ def tasks(study: Study) -> Lines:
     lines = [
         *("", "## Each task", ""),
         "Perturbed success after training, in parentheses the number of runs. Intervals are "
-        "Student's t over the runs; where they do not differ, or there is one, Wilson's over their "
+        "Student's t over the runs; where they do not differ, or there is one, Wilson's over its "
         "episodes.",
     ]
     runs = {method: by_task(records) for method, records in study.methods.items()}
@@ -109,7 +107,7 @@ def tasks(study: Study) -> Lines:
             cells = [task, perturbation]
             for found in runs.values():
                 records = found.get((task, perturbation), [])
-                outcomes = [record.evaluations[mode].after for record in records]
+                outcomes = list(map(outcome(mode, "after"), records))
                 cells.append(
                     f"{bounds(*over_seeds(outcomes))} ({len(outcomes)})" if outcomes else NONE
                 )
@@ -127,36 +125,39 @@ def aggregated(study: Study) -> Lines:
         "both ends left out), mean, and optimality gap (how far short of 1; less is better).",
     ]
     for mode in EVAL_MODES:
-        rows = []
-        for name, part in study.forms.items():
-            for method, records in part.methods.items():
-                found = aggregate(records, lambda record: record.evaluations[mode].after)
-                counts = f"{len(by_task(records))} of {len(part.tasks)}", str(len(records))
-                values = (interval(found, i) for i in range(3))
-                rows.append([study.label(method), name, *counts, *values])
-        head = ["method", "perturbation", "tasks", "runs", "IQM", "mean", "optimality gap"]
+        rows = [
+            [*counts(part, method, records), *(interval(found, i) for i in range(3))]
+            for part in study.forms.values()
+            for method, records in part.methods.items()
+            for found in [part.aggregates[mode, method]]
+        ]
+        head = [*COUNTS, "IQM", "mean", "optimality gap"]
         lines += ["", f"### Aggregates, {mode}", "", *markdown(head, rows)]
     return lines
 
 
 def comparisons(study: Study) -> Lines:
     """:return: probability of improvement of the main method over each other"""
+    rates = [success(mode, "after") for mode in EVAL_MODES]
     rows = []
-    for name, part in study.forms.items():
+    for part in study.forms.values():
         for method, records in part.methods.items():
-            common = in_common(part.methods.get(MAIN, []), records)
-            if method == MAIN or not common[0]:
+            ours, others = in_common(part.methods.get(MAIN, []), records)
+            if method == MAIN or not ours:
                 continue
-            cells = [study.label(method), name, f"{len(by_task(common[0]))} of {len(part.tasks)}"]
-            for mode in EVAL_MODES:
-                rates = (strata(r, lambda record: _after(record, mode).rate) for r in common)
-                found = estimate(improvement, *rates)
-                cells += [interval(found, 0), interval(found, 1, "+.2f")]
-            rows.append(cells)
+            found = estimate(
+                improvement,
+                *(
+                    strata(runs, lambda record: [of(record) for of in rates])
+                    for runs in (ours, others)
+                ),
+            )
+            cells = [interval(found, i, "+.2f" if i > 1 else ".2f") for i in (0, 2, 1, 3)]
+            rows.append([*counts(part, method, others), *cells])
     if not rows:
         return []
     ours = study.label(MAIN)
-    head = ["against", "perturbation", "tasks in common"]
+    head = ["against", *COUNTS[1:]]
     for mode in EVAL_MODES:
         head += [f"probability of improvement, {mode}", f"difference of means, {mode}"]
     return [
@@ -167,8 +168,3 @@ def comparisons(study: Study) -> Lines:
         "",
         *markdown(head, rows),
     ]
-
-
-def _after(record: Record, mode: str) -> Successes:
-    evaluation: Evaluation = record.evaluations[mode]
-    return evaluation.after

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sb3_diffrl.bench.cells import NONE, Lines, interval, markdown, steps_to
+from sb3_diffrl.bench.cells import COUNTS, NONE, Lines, counts, interval, markdown, steps_to
 from sb3_diffrl.bench.records import EVAL_MODES, Record
 from sb3_diffrl.bench.statistics import (
+    Estimate,
     Key,
-    by_task,
     clean_curve,
     estimate,
     means,
     natural,
-    ratio,
+    quotient,
     strata,
 )
 from sb3_diffrl.bench.study import (
@@ -26,6 +26,7 @@ from sb3_diffrl.bench.study import (
     drops,
     finetuned,
     in_common,
+    success,
     trained,
 )
 
@@ -38,31 +39,22 @@ def speed(study: Study) -> Lines:
     ends = sorted({end for end in study.horizons.values() if end})
     shown = f"{ends[0]:,}" if len(ends) == 1 else f"{ends[0]:,} to {ends[-1]:,}, by task"
     rows = []
-    for name, part in study.forms.items():
+    for part in study.forms.values():
         for method, records in part.methods.items():
             curves = trained(records)
-            if not curves:
-                continue
-            steps = estimate(
-                lambda s: np.atleast_1d(means(s)), strata(curves, part.steps_or_budget)
-            )
-            areas = estimate(lambda s: np.atleast_1d(means(s)), strata(curves, part.area))
-            rows.append(
-                [
-                    study.label(method),
-                    name,
-                    f"{len(by_task(curves))} of {len(part.tasks)}",
-                    steps_to(curves, study.threshold),
-                    interval(steps, 0, ",.0f"),
-                    interval(areas, 0),
-                    *(
-                        NONE if method == other else times(part, other, method)
-                        for other in references
-                    ),
-                ]
-            )
+            if curves:
+                found = estimate(means, strata(curves, part.speed))
+                rows.append(
+                    [
+                        *counts(part, method, curves),
+                        steps_to(curves, study.threshold),
+                        interval(found, 0, ",.0f"),
+                        interval(found, 1),
+                        *(times(part, other, method) for other in references),
+                    ]
+                )
     head = [
-        *("method", "perturbation", "tasks", f"steps to {study.threshold:.2f}"),
+        *(*COUNTS, f"steps to {study.threshold:.2f}"),
         *("the same, unreached as all steps", "area under the curve"),
         *(f"times faster than {study.label(other)}" for other in references),
     ]
@@ -86,6 +78,8 @@ def times(study: Study, other: str, method: str) -> str:
     :param method: by whose steps
     :return: ratio with interval
     """
+    if other == method:
+        return NONE
     common = in_common(
         trained(study.methods.get(other, [])), trained(study.methods.get(method, []))
     )
@@ -95,40 +89,43 @@ def times(study: Study, other: str, method: str) -> str:
     if all(unreached):
         return NONE
     sign = "≥ " if unreached[0] else "≤ " if unreached[1] else ""
-    found = estimate(ratio, *(strata(runs, study.steps_or_budget) for runs in common))
-    return sign + interval(found, 0, ".1f")
+    other_runs, runs = (strata(runs, lambda r: [study.steps_or_budget(r)]) for runs in common)
+    share = estimate(quotient, runs, other_runs)  # finite where this one needs no step
+    with np.errstate(divide="ignore"):
+        inverse = Estimate(1 / share.value, 1 / share.high, 1 / share.low, share.over_tasks)
+    return sign + interval(inverse, 0, ".1f").replace("inf", "∞")
 
 
 def forgetting(study: Study) -> Lines:
     """:return: how far clean success fell over fine-tuning"""
+    clean = [success(mode, "clean") for mode in EVAL_MODES]
     rows = []
-    for name, part in study.forms.items():
-        priors = part.methods.get(PRIOR, [])
+    for part in study.forms.values():
         for method, records in part.methods.items():
             tuned = finetuned(records)
             if not tuned:
                 continue
             found = estimate(means, strata(tuned, lambda record: drops(clean_curve(record))))
-            all_drops = [drops(clean_curve(record)) for record in tuned]
-            cells = [
-                study.label(method),
-                name,
-                f"{len(by_task(tuned))} of {len(part.tasks)}",
-                str(len(tuned)),
-                interval(found, 0),
-                interval(found, 1, "+.2f"),
-                f"{max(drop for _, drop, _ in all_drops):+.2f}",
-                interval(found, 2, "+.2f"),
-                f"{max(drop for _, _, drop in all_drops):+.2f}",
-            ]
-            common = in_common(priors, tuned)
-            for mode in EVAL_MODES:
-                cells.append(_loss(common, mode))
-            rows.append(cells)
+            _, lowest, last = zip(*(drops(clean_curve(record)) for record in tuned), strict=True)
+            common = in_common(part.methods.get(PRIOR, []), tuned)
+            against = [NONE] * len(clean)
+            if common[0]:
+                rates = (strata(runs, lambda r: [of(r) for of in clean]) for runs in common)
+                loss = estimate(lambda prior, ours: means(prior) - means(ours), *rates)
+                against = [interval(loss, i, "+.2f") for i in range(len(clean))]
+            rows.append(
+                [
+                    *counts(part, method, tuned),
+                    interval(found, 0),
+                    *(interval(found, 1, "+.2f"), f"{max(lowest):+.2f}"),
+                    *(interval(found, 2, "+.2f"), f"{max(last):+.2f}"),
+                    *against,
+                ]
+            )
     if not rows:
         return []
     head = [
-        *("method", "perturbation", "tasks", "runs", "clean at the start"),
+        *(*COUNTS, "clean at the start"),
         *("largest drop", "worst run", "drop at the end", "worst run"),
         *(f"against the prior, {mode}" for mode in EVAL_MODES),
     ]
@@ -141,16 +138,6 @@ def forgetting(study: Study) -> Lines:
         "",
         *markdown(head, rows),
     ]
-
-
-def _loss(common: tuple[list[Record], list[Record]], mode: str) -> str:
-    if not common[0]:
-        return NONE
-    found = estimate(
-        lambda prior, tuned: np.atleast_1d(means(prior) - means(tuned)),
-        *(strata(runs, lambda record: record.evaluations[mode].clean.rate) for runs in common),
-    )
-    return interval(found, 0, "+.2f")
 
 
 def progress(study: Study, planned: Sequence[Key] | None) -> Lines:
