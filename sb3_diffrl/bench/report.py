@@ -8,8 +8,8 @@ from pathlib import Path
 from sb3_diffrl.bench import tables, training_tables
 from sb3_diffrl.bench.cells import Lines
 from sb3_diffrl.bench.records import EVAL_MODES, Record, read_records
-from sb3_diffrl.bench.statistics import Key, check, natural
-from sb3_diffrl.bench.study import Study
+from sb3_diffrl.bench.statistics import natural
+from sb3_diffrl.bench.study import Key, Study, check
 from sb3_diffrl.experiments import LABELS, THRESHOLD, ResultRow, write_rows, write_text
 
 DEFAULTS = tuple(Path("benchmarks/results", f"{name}.jsonl") for name in ("avoiding", "metaworld"))

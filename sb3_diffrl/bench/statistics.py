@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sb3_diffrl.bench.records import EVAL_MODES, Record, Successes
+from sb3_diffrl.bench.records import Record, Successes
 from sb3_diffrl.random_state import preserved_random_state
 
 REPETITIONS = 2000  # of the bootstrap
@@ -24,7 +24,6 @@ SEED = 0  # of the bootstrap
 
 Strata = Sequence[np.ndarray]
 Task = tuple[str, str]
-Key = tuple[str, str, str, int]
 Curve = list[tuple[int, float]]
 
 
@@ -323,30 +322,3 @@ def area(curve: Curve, end: float) -> float:
     grid = np.unique([0, end, *(steps for steps, _ in curve if steps < end)])
     rates = on_grid(curve, grid)
     return float(np.diff(grid) @ (rates[1:] + rates[:-1]) / (2 * end)) if end else float(rates[0])
-
-
-# -- records -----------------------------------------------------------------------------------
-
-
-def check(records: Sequence[Record]) -> None:
-    """
-    :param records: what a report is to be made of
-    :raises ValueError: where there are none, two have the same key, or one lacks something
-    """
-    if not records:
-        raise ValueError("expected records of at least one run, got none")
-    seen: set[Key] = set()
-    for record in records:
-        if record.key in seen:
-            raise ValueError(f"two records of the same run: {record.key}. Leave one out.")
-        seen.add(record.key)
-        missing = [mode for mode in EVAL_MODES if mode not in record.evaluations]
-        if missing:
-            raise ValueError(f"{record.key}: expected an evaluation {' and '.join(missing)}")
-        outcomes = [o for e in record.evaluations.values() for o in e if o is not None]
-        outcomes += [o for point in record.curve for o in point[1:] if o is not None]
-        if any(not 0 <= o.n_successes <= o.n_episodes or o.n_episodes < 1 for o in outcomes):
-            raise ValueError(f"{record.key}: expected 1 episode or more, and no more successes")
-        steps = [point.env_steps for point in record.curve]
-        if any(b <= a for a, b in zip([-1, *steps], steps, strict=False)):
-            raise ValueError(f"{record.key}: expected a curve whose steps rise, got {steps}")

@@ -25,6 +25,8 @@ PRIOR = "diffusion"  # pre-training alone
 REFERENCES = ("ppo", "sac")  # from scratch: how many times faster a method is
 ALL = "all"
 
+Key = tuple[str, str, str, int]  # of a record
+
 
 @dataclass(frozen=True)
 class Study:
@@ -149,3 +151,27 @@ def in_common(
         [r for r in records if (r.task, r.perturbation) in tasks] for records in (ours, others)
     )
     return first, second
+
+
+def check(records: Sequence[Record]) -> None:
+    """
+    :param records: what a report is to be made of
+    :raises ValueError: where there are none, two have the same key, or one lacks something
+    """
+    if not records:
+        raise ValueError("expected records of at least one run, got none")
+    seen: set[Key] = set()
+    for record in records:
+        if record.key in seen:
+            raise ValueError(f"two records of the same run: {record.key}. Leave one out.")
+        seen.add(record.key)
+        missing = [mode for mode in EVAL_MODES if mode not in record.evaluations]
+        if missing:
+            raise ValueError(f"{record.key}: expected an evaluation {' and '.join(missing)}")
+        outcomes = [o for e in record.evaluations.values() for o in e if o is not None]
+        outcomes += [o for point in record.curve for o in point[1:] if o is not None]
+        if any(not 0 <= o.n_successes <= o.n_episodes or o.n_episodes < 1 for o in outcomes):
+            raise ValueError(f"{record.key}: expected 1 episode or more, and no more successes")
+        steps = [point.env_steps for point in record.curve]
+        if any(b <= a for a, b in zip([-1, *steps], steps, strict=False)):
+            raise ValueError(f"{record.key}: expected a curve whose steps rise, got {steps}")

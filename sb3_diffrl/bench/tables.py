@@ -64,7 +64,7 @@ def paper(study: Study) -> Lines:
     ]
     rows: dict[str, list[list[str]]] = {mode: [] for mode in EVAL_MODES}
     columns = [(mode, part) for mode in EVAL_MODES for part in Evaluation._fields]
-    for name, part in study.forms.items():
+    for part in study.forms.values():
         for method, records in part.methods.items():
             found = mean_rates(records, [outcome(*column) for column in columns])
             expected = PAPER.get(method)
@@ -145,25 +145,20 @@ def comparisons(study: Study) -> Lines:
             ours, others = in_common(part.methods.get(MAIN, []), records)
             if method == MAIN or not ours:
                 continue
-            found = estimate(
-                improvement,
-                *(
-                    strata(runs, lambda record: [of(record) for of in rates])
-                    for runs in (ours, others)
-                ),
-            )
+            scores = (strata(runs, lambda r: [of(r) for of in rates]) for runs in (ours, others))
+            found = estimate(improvement, *scores)
             cells = [interval(found, i, "+.2f" if i > 1 else ".2f") for i in (0, 2, 1, 3)]
             rows.append([*counts(part, method, others), *cells])
     if not rows:
         return []
-    ours = study.label(MAIN)
+    main = study.label(MAIN)
     head = ["against", *COUNTS[1:]]
     for mode in EVAL_MODES:
         head += [f"probability of improvement, {mode}", f"difference of means, {mode}"]
     return [
-        *("", f"## {ours} against each other method", ""),
+        *("", f"## {main} against each other method", ""),
         f"Perturbed success after training, on the tasks that both have. Probability that a run of "
-        f"{ours} is better than one of the other on a task, ties counting half, averaged over "
+        f"{main} is better than one of the other on a task, ties counting half, averaged over "
         "tasks; and the difference of the mean success rates.",
         "",
         *markdown(head, rows),

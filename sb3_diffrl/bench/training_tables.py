@@ -11,7 +11,6 @@ from sb3_diffrl.bench.cells import COUNTS, NONE, Lines, counts, interval, markdo
 from sb3_diffrl.bench.records import EVAL_MODES, Record
 from sb3_diffrl.bench.statistics import (
     Estimate,
-    Key,
     clean_curve,
     estimate,
     means,
@@ -22,6 +21,7 @@ from sb3_diffrl.bench.statistics import (
 from sb3_diffrl.bench.study import (
     PRIOR,
     REFERENCES,
+    Key,
     Study,
     drops,
     finetuned,
