@@ -60,6 +60,11 @@ def bounds(value: float, low: float, high: float, how: str = ".2f") -> str:
     return texts[0] if math.isnan(low) else f"{texts[0]} [{texts[1]}, {texts[2]}]"
 
 
+def plural(n: int, noun: str) -> str:
+    """:return: ``1 run``, ``2,000 runs``"""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def steps_to(records: Sequence[Record], rate: float) -> str:
     """
     :param records: of one method

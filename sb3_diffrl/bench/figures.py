@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 # (Okabe and Ito 2008; Tol's muted scheme), and by their dashes.
 PALETTE = ("#009e73", "#cc79a7", "#56b4e9", "#882255", "#999933", "#332288", "#ddaa33", "#44aa99")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)))
+TO_THE_END = ", to the end"
 GRID = 101  # points of a mean curve
 AHEAD = 1.5  # others' budgets from so many times the main method's get a panel of their own
 
@@ -103,7 +104,7 @@ def method_styles(study: Study) -> dict[str, Style]:
             style["linestyle"] = "--"
         if colour is None:
             style["color"] = PALETTE[others % len(PALETTE)]
-            style["linestyle"] = DASHES[(others // 2) % len(DASHES)]
+            style["linestyle"] = DASHES[(others // 2 + others // len(PALETTE)) % len(DASHES)]
             others += 1
         if name == MAIN:
             style |= {"linewidth": 3.0, "zorder": 5}
@@ -173,7 +174,7 @@ def _panels(
         whole = _Panel(name, found, part.methods.get(PRIOR, []), max(ends.values()))
         if MAIN in ends and whole.end > AHEAD * ends[MAIN]:
             panels.append(whole._replace(end=ends[MAIN]))
-            whole = whole._replace(title=f"{name}, to the end")
+            whole = whole._replace(title=name + TO_THE_END)
         panels.append(whole)
     return panels
 
@@ -187,7 +188,8 @@ def _curves(
 ) -> Figure | None:
     if not panels:
         return None
-    figure, axes = _figure(len(panels))
+    pairs = any(panel.title.endswith(TO_THE_END) for panel in panels)
+    figure, axes = _figure(len(panels), columns=2 if pairs else 3)
     for ax, panel in zip(axes, panels, strict=True):
         for method, (grid, mean) in panel.means.items():
             style = styles[method]
@@ -279,8 +281,10 @@ def _with_tasks(study: Study, method: str) -> str:
     return _text(study.label(method)) + (f" ({n} of {of} tasks)" if n < of else "")
 
 
-def _figure(n: int, height: float = 3.9, sharey: bool = False) -> tuple[Figure, list[Axes]]:
-    columns = min(n, 3)
+def _figure(
+    n: int, height: float = 3.9, columns: int = 3, sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
+    columns = min(n, columns)
     lines = -(-n // columns)
     figure = new_figure(4.8 * columns, height * lines)
     axes = [figure.add_subplot(lines, columns, i + 1) for i in range(n)]

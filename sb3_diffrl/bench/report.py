@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sb3_diffrl.bench import tables, training_tables
-from sb3_diffrl.bench.cells import Lines
+from sb3_diffrl.bench.cells import Lines, plural
 from sb3_diffrl.bench.records import EVAL_MODES, Record, read_records
 from sb3_diffrl.bench.statistics import natural
 from sb3_diffrl.bench.study import Key, Study, check
@@ -60,7 +60,7 @@ def run_report(args: argparse.Namespace) -> None:
         except ValueError as error:
             where = "" if str(path) in str(error) else f"{path}: "
             raise ValueError(f"{where}{error}") from error
-        print(f"Wrote {output}.md, its figures and {output}.csv from {len(records):,} runs")
+        print(f"Wrote {output}.md, its figures and {output}.csv from {plural(len(records), 'run')}")
 
 
 def write_report(

@@ -10,6 +10,7 @@ from sb3_diffrl.bench.cells import (
     counts,
     interval,
     markdown,
+    plural,
     steps_to,
 )
 from sb3_diffrl.bench.records import EVAL_MODES, Evaluation
@@ -36,8 +37,8 @@ PAPER: dict[str, tuple[float, float, float, int]] = {
 def introduction(study: Study) -> Lines:
     """:return: what the report is about and how its intervals come about"""
     return [
-        f"{len(study.records):,} runs on {len(study.tasks):,} tasks; a task here is a task under "
-        "one perturbation, scenes counted apart.",
+        f"{plural(len(study.records), 'run')} on {plural(len(study.tasks), 'task')}; a task here "
+        "is a task under one perturbation, scenes counted apart.",
         "",
         "Intervals are 95 % percentile bootstraps by rliable "
         f"({REPETITIONS:,} draws): runs are drawn within each task, so the tasks are taken as "
