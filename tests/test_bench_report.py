@@ -204,7 +204,7 @@ def test_improvement_is_rliables() -> None:
 
 
 def test_profile_is_rliables() -> None:
-    from rliable import library  # type: ignore[import-untyped]
+    from rliable import library
 
     scores = np.random.default_rng(5).random((5, 3))
     thresholds = np.linspace(0, 1, 11)
@@ -218,7 +218,7 @@ def test_profile_is_rliables() -> None:
 
 def test_intervals_repeat_and_leave_the_random_state() -> None:
     strata = list(np.random.default_rng(6).random((2, 5)))
-    before = np.random.get_state()[1].copy()  # type: ignore[index, union-attr] # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # type: ignore[index] # noqa: NPY002
     first, second = (estimate(aggregates, strata) for _ in range(2))
     assert (first.low == second.low).all() and (first.high == second.high).all()
     assert (before == np.random.get_state()[1]).all()  # type: ignore[index] # noqa: NPY002
@@ -445,7 +445,7 @@ def test_long_budgets_have_a_panel_of_their_own(few_draws: None) -> None:
     assert figure is not None
     assert [ax.get_xlim()[1] for ax in figure.axes] == [300, 9000]
     line = figure.axes[1].lines[0]
-    assert line.get_xdata()[-1] == 9000  # type: ignore[index, call-overload]
+    assert line.get_xdata()[-1] == 9000  # type: ignore[index]
 
 
 # -- bad input ---------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def write_report(
     if not 0 < threshold <= 1:
         raise ValueError(f"expected a threshold in (0, 1], got {threshold}")
     check(records)
-    order = sorted(records, key=lambda r: (natural(r.task, r.method, r.perturbation), r.seed))
+    order = sorted(records, key=lambda r: (natural(r.task, r.method, r.perturbation), r.key))
     study = Study(order, labels, threshold)
     lines = [line for part in sections(study, planned) for line in part]
     figures = draw(study, output)

@@ -187,7 +187,7 @@ def by_task(records: Iterable[Record]) -> dict[Task, list[Record]]:
     :return: the runs on each task and perturbation, sorted, numbers as numbers
     """
     groups: dict[Task, list[Record]] = {}
-    for record in sorted(records, key=lambda r: (natural(r.task, r.perturbation), r.seed)):
+    for record in sorted(records, key=lambda r: (natural(r.task, r.perturbation), r.key)):
         groups.setdefault((record.task, record.perturbation), []).append(record)
     return groups
 
