@@ -45,8 +45,9 @@ def introduction(study: Study) -> Lines:
         "given. † marks those where some task has a single run, which tells nothing of the spread "
         "over seeds: there whole tasks are drawn with their runs. Where the runs of no task "
         "differ, or there is one run in all, the interval is that of the evaluation episodes "
-        "(Wilson's; of several tasks, that of the mean of their rates). With few runs per task "
-        "bootstrap intervals are too narrow, of three by about a fifth. "
+        "(Wilson's; of several tasks, that of the mean of their rates). Bootstrap intervals of "
+        "few runs are too narrow: simulated on five tasks, they held the truth in 84 % of the "
+        "cases with three runs per task, 89 % with five and 90 % with ten. "
         "Tasks weigh the same whatever their number of runs. A method is aggregated over the tasks "
         "that it has runs of, as the column *tasks* says; only comparisons of two methods are "
         "made on the tasks that both have. Runs that are missing are not made up for.",
