@@ -147,7 +147,7 @@ def quickstart_figure(
     :param n_episodes: episodes of each point of the curves
     :param prior_success: success rate of the prior under the perturbation, drawn as a line
     """
-    figure = _figure(11, 6.6)
+    figure = new_figure(11, 6.6)
     axes = figure.subplots(2, 2).ravel()
     for ax, (title, trajectories) in zip(axes[:3], panels.items(), strict=True):
         draw_trajectories(ax, trajectories)
@@ -157,7 +157,7 @@ def quickstart_figure(
         draw_curve(ax, curve, n_episodes, label)
     colour = METHOD_COLOURS["Diffusion only"]
     ax.axhline(prior_success, color=colour, linestyle="--", label="Diffusion only")
-    _finish_curves(ax)
+    finish_curves(ax)
     ax.set_title("Learning on the perturbed scene")
     ax.legend(loc="best", frameon=False)
     caption = "Each colour is one of the 24 ways to the finish line; a red cross is a failure."
@@ -179,7 +179,7 @@ def benchmark_figure(
     :param goals: by title, the value to reach, drawn as a line
     :param ylabel: what the curves show; success rates are drawn from 0 to 1
     """
-    figure = _figure(5.5 * len(groups), 4)
+    figure = new_figure(5.5 * len(groups), 4)
     axes = figure.subplots(1, len(groups), squeeze=False).ravel()
     for ax, (title, methods) in zip(axes, groups.items(), strict=True):
         for label, runs in methods.items():
@@ -206,7 +206,7 @@ def benchmark_figure(
                 textcoords="offset points",
                 va="center",
             )
-        _finish_curves(ax, ylabel)
+        finish_curves(ax, ylabel)
         ax.set_title(title)
         ax.legend(loc="best", frameon=False)
     save_figure(figure, path)
@@ -222,14 +222,14 @@ def band_figure(
     :param panels: by title of the panel and label of the curve: environment steps, lower bound,
         mean and upper bound, each ``(P,)``
     """
-    figure = _figure(6.5 * len(panels), 4.2)
+    figure = new_figure(6.5 * len(panels), 4.2)
     axes = figure.subplots(1, len(panels), squeeze=False).ravel()
     for ax, (title, curves) in zip(axes, panels.items(), strict=True):
         for label, (steps, low, mean, high) in curves.items():
             colour = METHOD_COLOURS.get(label)
             (line,) = ax.plot(steps, mean, linewidth=2, color=colour, label=label)
             ax.fill_between(steps, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
-        _finish_curves(ax)
+        finish_curves(ax)
         ax.set_title(title)
         ax.legend(loc="best", frameon=False, fontsize="small")
     save_figure(figure, path)
@@ -243,16 +243,16 @@ def learning_curve_figure(path: str | pathlib.Path, curve: Curve, n_episodes: in
     :param curve: environment steps and success rates, or returns
     :param n_episodes: episodes of each success rate, for its interval; None for returns
     """
-    figure = _figure(6, 3.6)
+    figure = new_figure(6, 3.6)
     ax = figure.subplots()
     if n_episodes is None:
         ax.plot(*np.array(curve, float).T, "-o", markersize=3.5, color=METHOD_COLOURS["DiffRL"])
-        _finish_curves(ax)
+        finish_curves(ax)
         ax.set(ylim=(None, None), ylabel="return")
         ax.autoscale(axis="y")
     else:
         draw_curve(ax, curve, n_episodes, "DiffRL")
-        _finish_curves(ax)
+        finish_curves(ax)
     save_figure(figure, path)
 
 
@@ -272,7 +272,7 @@ def action_figure(path: str | pathlib.Path, demonstrations: Demonstrations) -> N
             counts[i] += np.histogram(column, edges[i])[0]
     columns = min(len(edges), 4)
     rows = -(-len(edges) // columns)
-    figure = _figure(2.6 * columns, 2.0 * rows)
+    figure = new_figure(2.6 * columns, 2.0 * rows)
     for i, (bins, count) in enumerate(zip(edges, counts, strict=True)):
         ax = figure.add_subplot(rows, columns, i + 1)
         ax.stairs(count / count.sum(), bins, fill=True)
@@ -280,7 +280,12 @@ def action_figure(path: str | pathlib.Path, demonstrations: Demonstrations) -> N
     save_figure(figure, path)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """
+    :param width: inches
+    :param height: inches
+    :return: an empty figure that lays itself out
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -288,7 +293,13 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _finish_curves(ax: Axes, ylabel: str = "success rate") -> None:
+def finish_curves(ax: Axes, ylabel: str = "success rate") -> None:
+    """
+    Axes of learning curves: labels, limits, grid.
+
+    :param ax: where
+    :param ylabel: what the curves show; success rates are drawn from 0 to 1
+    """
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     ax.set(xlabel="environment steps", ylabel=ylabel)

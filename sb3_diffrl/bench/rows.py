@@ -141,7 +141,7 @@ def rows_of(record: Record) -> list[ResultRow]:
             wall_s=record.wall_s,
             peak_rss_mb=record.peak_rss_mb,
         )
-        for mode, evaluation in record.evaluations.items()
+        for mode, evaluation in sorted(record.evaluations.items())
     ]
 
 

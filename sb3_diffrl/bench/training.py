@@ -37,7 +37,7 @@ OTHERS = (
 )
 
 
-# Of a policy's arguments, those that choose how it is sampled and what RL trains: a prior serves all.
+# A policy's arguments that choose how it is sampled and what RL trains: one prior serves all.
 SAMPLING = {
     *("denoising_steps", "eta", "sigma_min", "sigma_max", "sigma_arch", "exploration"),
     *("finetuned_steps", "finetuned_layers"),
@@ -239,8 +239,8 @@ OURS: dict[str, Builder] = {"diffppo": diffusion_ppo, "bc_ppo": cloned_ppo}
 
 def builder(algo: str) -> Builder:
     """
-    :param algo: ``diffppo``, ``bc_ppo``, another algorithm of RL Zoo's, or a function of one's own by its
-        dotted name, ``package.module.function``, that is called as :func:`diffusion_ppo` is
+    :param algo: ``diffppo``, ``bc_ppo``, another algorithm of RL Zoo's, or a function of one's own
+        by its dotted name, ``package.module.function``, that is called as :func:`diffusion_ppo` is
     :return: what builds the model of a run
     :raises ValueError: where there is none
     """
