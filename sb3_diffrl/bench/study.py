@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from sb3_diffrl.bench.records import EVAL_MODES, Record, Successes
+from sb3_diffrl.bench.records import EVAL_MODES, Key, Record, Successes
 from sb3_diffrl.bench.rows import THRESHOLD
 from sb3_diffrl.bench.statistics import (
     Curve,

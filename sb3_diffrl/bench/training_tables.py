@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sb3_diffrl.bench.cells import COUNTS, NONE, Lines, counts, interval, markdown, steps_to
-from sb3_diffrl.bench.records import EVAL_MODES, Record
+from sb3_diffrl.bench.records import EVAL_MODES, Key, Record
 from sb3_diffrl.bench.statistics import (
     Estimate,
     clean_curve,
@@ -21,7 +21,6 @@ from sb3_diffrl.bench.statistics import (
 from sb3_diffrl.bench.study import (
     PRIOR,
     REFERENCES,
-    Key,
     Study,
     drops,
     finetuned,
