@@ -119,8 +119,8 @@ def record(**fields: Any) -> Record:
 
 
 def row(**fields: Any) -> ResultRow:
-    first, _ = rows_of(record())
-    return dataclasses.replace(first, **fields)
+    _, stochastic = rows_of(record())
+    return dataclasses.replace(stochastic, **fields)
 
 
 # -- tasks and methods -------------------------------------------------------------------------
@@ -178,7 +178,11 @@ def test_shipped_tasks_are_found_by_name() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_builds_a_model(name: str) -> None:
     run = plan_run(avoiding(), METHODS[name], "episode")
-    hyperparams = {**run.hyperparams, "n_envs": 2, "demonstrations": None, "pretrain": None}
+    hyperparams = {**run.hyperparams, "n_envs": 2}
+    if run.needs_prior:
+        hyperparams |= {"demonstrations": None, "pretrain": None}
+    elif "pretrain" in hyperparams:
+        hyperparams["pretrain"] = {"gradient_steps": 2}
     model = builder(run.algo)(dataclasses.replace(run, hyperparams=hyperparams), None)
     assert model.n_envs == 2
     assert (run.env_steps == 0) == (name == "diffusion")
