@@ -23,5 +23,5 @@ register(
 register(
     id="sb3_diffrl/MetaWorld-v0",
     entry_point="sb3_diffrl.envs.metaworld:make_metaworld",
-    max_episode_steps=200,
+    max_episode_steps=250,
 )
