@@ -22,7 +22,7 @@ from sb3_diffrl.callbacks import MultimodalityCallback
 from sb3_diffrl.envs.avoiding import AvoidingEnv, AvoidingVectorEnv, mode_entropy
 from sb3_diffrl.envs.avoiding_planner import scene_layout
 from sb3_diffrl.envs.avoiding_world import OBSTACLES, RADIUS
-from sb3_diffrl.experiments import train_ppo
+from sb3_diffrl.experiments import TASK, train_ppo
 from sb3_diffrl.multimodality import (
     action_samples,
     count_modes,
@@ -274,6 +274,7 @@ def test_action_samples_have_the_policy_s_distribution(gsde: bool) -> None:
     drawn = action_samples(model, observations, 3000)  # in several batches
     with th.no_grad():
         distribution = model.policy.get_distribution(th.as_tensor(observations)).distribution
+    assert isinstance(distribution, th.distributions.Normal)
     mean, std = distribution.mean.numpy(), distribution.stddev.numpy()
     np.testing.assert_allclose(drawn.mean(axis=1), mean, atol=5 * std.max() / math.sqrt(3000))
     np.testing.assert_allclose(drawn.std(axis=1), std, rtol=0.07)
@@ -391,9 +392,8 @@ def test_callback_refuses_a_frequency_of_nothing() -> None:
 
 def test_decision_points_lie_where_ways_part() -> None:
     points = bench.decision_points(OBSTACLES)
-    expected = [[0, 0], [-0.16, 0.3125], [0.16, 0.3125]]
-    expected += [[x, 0.5625] for x in (-0.51, 0, 0.51)]
-    np.testing.assert_allclose(points, expected, atol=1e-12)
+    x, y = [0, -0.16, 0.16, -0.51, 0, 0.51], [0, 0.3125, 0.3125, 0.5625, 0.5625, 0.5625]
+    np.testing.assert_allclose(points, np.array([x, y]).T, atol=1e-12)
     for scene in range(10):
         layout = scene_layout(scene, 0.10)
         distances = np.linalg.norm(bench.decision_points(layout)[:, None] - layout[None], axis=-1)
@@ -401,7 +401,7 @@ def test_decision_points_lie_where_ways_part() -> None:
 
 
 def small_hyperparams(file: str) -> dict[str, Any]:
-    found = load_hyperparams(shipped("hyperparams") / file, bench.TASK)
+    found = load_hyperparams(shipped("hyperparams") / file, TASK)
     found |= {"n_envs": 4, "n_steps": 32, "batch_size": 64, "n_epochs": 1}
     if file == "diffppo.yml":
         found["pretrain"] = {"gradient_steps": 3, "patience": None}
