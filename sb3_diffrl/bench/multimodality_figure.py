@@ -143,10 +143,11 @@ def draw_panel(ax: Axes, plans: Plans, embedded: Floats) -> None:
     when = f"after {plans.env_steps / 1000:,.0f}k steps" if plans.env_steps else "before RL"
     ax.set_title(when, fontsize="small", pad=3)
     n_ways = len(np.unique(plans.ways[~failed]))
+    ways = "1 way" if n_ways == 1 else f"{n_ways} ways"
     ax.text(
         0.03,
         0.03,
-        f"success {plans.success_rate:.0%}\n{n_ways} way{'s' * (n_ways != 1)}, H {plans.mode_entropy:.2f}",
+        f"success {plans.success_rate:.0%}\n{ways}, H {plans.mode_entropy:.2f}",
         transform=ax.transAxes,
         fontsize="x-small",
         linespacing=1.2,
