@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 from sb3_diffrl.bench.grid import run_grid
 from sb3_diffrl.bench.records import Point, Record, Successes, read_records

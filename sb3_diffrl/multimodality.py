@@ -237,4 +237,6 @@ def _blurred(samples: np.ndarray, k: int, resolution: float) -> np.ndarray:
         raise ValueError("samples: NaN or infinite entries, expected finite numbers.")
     if not 0 <= resolution < math.inf:
         raise ValueError(f"resolution: {resolution}, expected a finite number of at least 0.")
-    return samples + resolution * np.random.default_rng(0).standard_normal(samples.shape)
+    # A seed that no caller is likely to have drawn the samples with.
+    noise = np.random.default_rng(0x6D6F646573).standard_normal(samples.shape)
+    return samples + resolution * noise

@@ -16,7 +16,7 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import configure
 
-from sb3_diffrl import Demonstrations, DiffusionPPO
+from sb3_diffrl import DiffusionPPO
 from sb3_diffrl.bench import multimodality as bench
 from sb3_diffrl.bench.methods import METHODS
 from sb3_diffrl.bench.multimodality_figure import multimodality_figure
@@ -277,6 +277,7 @@ def test_action_samples_have_the_policy_s_distribution(gsde: bool) -> None:
     drawn = action_samples(model, observations, 3000)  # in several batches
     with th.no_grad():
         distribution = model.policy.get_distribution(th.as_tensor(observations)).distribution
+    assert isinstance(distribution, th.distributions.Normal)
     mean, std = distribution.mean.numpy(), distribution.stddev.numpy()
     np.testing.assert_allclose(drawn.mean(axis=1), mean, atol=5 * std.max() / math.sqrt(3000))
     np.testing.assert_allclose(drawn.std(axis=1), std, rtol=0.07)
@@ -362,26 +363,22 @@ def test_callback_leaves_training_alone(name: str, tmp_path: Path) -> None:
     assert float(logged[-1]) == pytest.approx(point.entropy)
 
 
-def test_callback_sees_modes_come_and_go() -> None:
-    """A prior of two modes, and the same policy pulled to one of them."""
-    generator = rng()
-    sides = np.where(generator.random((400, 1)) < 0.5, -0.6, 0.6)
-    observations = np.tile(np.array([0.0, 0.0, 0.5], np.float32), (400, 1))
-    numbers = []
-    for actions in (sides, np.abs(sides)):
-        actions = actions * np.ones(2) + 0.02 * generator.normal(size=(400, 2))
-        demonstrations = Demonstrations.from_arrays(
-            observations=list(observations.reshape(8, 50, 3)),
-            actions=list(actions.reshape(8, 50, 2).astype(np.float32)),
-        )
-        model = diffusion(policy_kwargs={"net_arch": [64, 64], "denoising_steps": 5})
-        model.pretrain(demonstrations, gradient_steps=600, progress_bar=False)
-        callback = MultimodalityCallback(observations[:1], 10, name="at_zero")
-        callback.init_callback(model)
-        callback.on_training_end()
-        numbers.append(callback.curve[0])
-    assert numbers[0].modes == 2 and numbers[1].modes == 1
-    assert numbers[0].entropy > numbers[1].entropy + 0.4
+def test_callback_sees_a_policy_narrow() -> None:
+    """PPO's Gaussian: its entropy is known, and what a smaller standard deviation takes from it."""
+    model = ppo(policy_kwargs={"log_std_init": -2.0})
+    observations = start_observations(TargetEnv(), 2)
+    callback = MultimodalityCallback(observations, 10, name="starts", resolution=0.0)
+    callback.init_callback(model)
+    callback.measure(0)
+    with th.no_grad():
+        model.policy.log_std -= 1
+    callback.measure(10)
+    wide, narrow = callback.curve
+    expected = math.log(2 * math.pi * math.e) - 4
+    assert wide.entropy == pytest.approx(expected, abs=0.15)
+    assert narrow.entropy == pytest.approx(wide.entropy - 2, abs=0.02)
+    assert wide.modes == narrow.modes == 1
+    assert (wide.env_steps, narrow.env_steps) == (0, 10)
 
 
 def test_callback_refuses_a_frequency_of_nothing() -> None:
@@ -394,9 +391,8 @@ def test_callback_refuses_a_frequency_of_nothing() -> None:
 
 def test_decision_points_lie_where_ways_part() -> None:
     points = bench.decision_points(OBSTACLES)
-    expected = [[0, 0], [-0.16, 0.3125], [0.16, 0.3125]]
-    expected += [[x, 0.5625] for x in (-0.51, 0, 0.51)]
-    np.testing.assert_allclose(points, expected, atol=1e-12)
+    x, y = [0, -0.16, 0.16, -0.51, 0, 0.51], [0, 0.3125, 0.3125, 0.5625, 0.5625, 0.5625]
+    np.testing.assert_allclose(points, np.array([x, y]).T, atol=1e-12)
     for scene in range(10):
         layout = scene_layout(scene, 0.10)
         distances = np.linalg.norm(bench.decision_points(layout)[:, None] - layout[None], axis=-1)

@@ -162,7 +162,8 @@ def make_plans(model: BaseAlgorithm, obstacles: Floats, n: int, seed: int = 0) -
     :return: the plans
     """
     layout = np.repeat(obstacles[None], n, axis=0)
-    position, right, alive = np.zeros((n, 2)), np.zeros((n, 6), bool), np.ones(n, bool)
+    position: Floats = np.zeros((n, 2))
+    right, alive = np.zeros((n, 6), bool), np.ones(n, bool)
     ways = np.full(n, -1)
     actions = np.zeros((n, MAX_EPISODE_STEPS, 2), np.float32)
     redraw = getattr(model, "sde_sample_freq", 0)

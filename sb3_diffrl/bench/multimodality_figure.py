@@ -41,7 +41,8 @@ def multimodality_figure(
     n_columns = len(histories[0].panels())
     figure = Figure(figsize=(2.3 * n_columns + 0.6, 1.95 * len(histories) + 3.1))
     figure.set_layout_engine("constrained", h_pad=0.04, w_pad=0.04)
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1.95 * len(histories) + 0.5, 2.6))
+    heights = (1.95 * len(histories) + 0.5, 2.6)
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
 
     axes = upper.subplots(len(histories), n_columns, squeeze=False)
     points = np.concatenate(embedded)
@@ -95,7 +96,9 @@ def draw_curves(ax: Axes, histories: Sequence[History], measure: str) -> None:
             values,
             STYLES[history.layout],
             color=METHOD_COLOURS.get(history.method),
-            linewidth=1.6,
+            marker="o",
+            markersize=3,
+            linewidth=1.5,
             label=f"{history.method}, {history.layout}",
         )
     if measure == "entropy":
@@ -134,21 +137,19 @@ def draw_panel(ax: Axes, plans: Plans, embedded: Floats) -> None:
 
     colours = colormaps["turbo"](np.linspace(0.04, 0.96, N_WAYS))
     failed = plans.ways < 0
-    ax.scatter(*embedded[failed].T, s=3, color=FAILED, linewidths=0, zorder=1)
-    ax.scatter(
-        *embedded[~failed].T, s=4, color=colours[plans.ways[~failed]], linewidths=0, zorder=2
-    )
+    for chosen, colour in ((failed, FAILED), (~failed, colours[plans.ways[~failed]])):
+        x, y = embedded[chosen].T
+        ax.scatter(x, y, s=4, color=colour, linewidths=0)
     when = f"after {plans.env_steps / 1000:,.0f}k steps" if plans.env_steps else "before RL"
     ax.set_title(when, fontsize="small", pad=3)
     n_ways = len(np.unique(plans.ways[~failed]))
+    ways = "1 way" if n_ways == 1 else f"{n_ways} ways"
     ax.text(
         0.03,
         0.03,
-        f"success {plans.success_rate:.0%}\n{n_ways} ways, H {plans.mode_entropy:.2f}",
+        f"success {plans.success_rate:.0%}\n{ways}, H {plans.mode_entropy:.2f}",
         transform=ax.transAxes,
         fontsize="x-small",
         linespacing=1.2,
-        bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1.5},
-        zorder=3,
     )
     ax.set(xticks=[], yticks=[])
