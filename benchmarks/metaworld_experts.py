@@ -171,9 +171,7 @@ def main() -> None:
             row = measure(task, level, n_episodes, args.seed)
             rows = sorted([*rows, row], key=lambda row: order[row.task, row.level])
             write(args.output, rows)
-            print(
-                f"{task:22} {level:12} {row.cell}  {row.steps_per_second} steps/s", flush=True
-            )
+            print(f"{task:22} {level:12} {row.cell}  {row.steps_per_second} steps/s", flush=True)
 
 
 if __name__ == "__main__":
