@@ -54,7 +54,7 @@ class Row(NamedTuple):
     mean_length: float
     q95_length: float
     max_length: int
-    steps_per_second: float
+    steps_per_second: int
 
     @property
     def cell(self) -> str:
@@ -86,7 +86,7 @@ def measure(task: str, level: str, n_episodes: int, seed: int) -> Row:
         round(float(good.mean()), 1),
         round(float(np.quantile(good, 0.95)), 1),
         int(good.max()),
-        round(float(speed)),
+        int(speed),
     )
 
 
@@ -171,9 +171,7 @@ def main() -> None:
             row = measure(task, level, n_episodes, args.seed)
             rows = sorted([*rows, row], key=lambda row: order[row.task, row.level])
             write(args.output, rows)
-            print(
-                f"{task:22} {level:12} {row.cell}  {row.steps_per_second:.0f} steps/s", flush=True
-            )
+            print(f"{task:22} {level:12} {row.cell}  {row.steps_per_second} steps/s", flush=True)
 
 
 if __name__ == "__main__":
