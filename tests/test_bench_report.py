@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.stats import trim_mean  # type: ignore[import-untyped]
+from scipy.stats import trim_mean
 
 from sb3_diffrl.bench import statistics
 from sb3_diffrl.bench.cells import bounds, markdown
@@ -193,7 +193,7 @@ def test_interval_over_seeds() -> None:
 
 
 def test_improvement_is_rliables() -> None:
-    from rliable import metrics  # type: ignore[import-untyped]
+    from rliable import metrics
 
     rng = np.random.default_rng(4)
     x, y = rng.integers(0, 6, (5, 3)) / 5, rng.integers(0, 6, (4, 3)) / 5  # with ties

@@ -371,7 +371,7 @@ def test_callback_sees_a_policy_narrow() -> None:
     callback.init_callback(model)
     callback.measure(0)
     with th.no_grad():
-        model.policy.log_std -= 1
+        model.policy.log_std.sub_(1)
     callback.measure(10)
     wide, narrow = callback.curve
     expected = math.log(2 * math.pi * math.e) - 4

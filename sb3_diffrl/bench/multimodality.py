@@ -308,8 +308,8 @@ def run_multimodality(args: argparse.Namespace) -> None:
         for method, name, env_steps in zip(METHODS, NAMES, steps, strict=True):
             scene = f"scene:{args.scene}"
             run = plan_run(avoiding(), ALL_METHODS[name], scene, args.seed, env_steps)
-            how = (method, run, args.scene, args.samples, args.priors)
-            futures.append(pool.submit(in_process, train, *how))
+            how = (run, args.scene, args.samples, args.priors)
+            futures.append(pool.submit(in_process, train, method, *how))
         histories = [history for future in futures for history in future.result()]
     write_text(args.output.with_suffix(".csv"), curves_csv(histories))
     embedded = embed(plans for history in histories for plans in history.panels())

@@ -274,7 +274,7 @@ def over_seeds(outcomes: Sequence[Successes]) -> tuple[float, float, float]:
     mean = float(rates.mean())
     if np.ptp(rates) == 0:
         return mean, *outcomes[0].interval
-    from scipy import stats  # type: ignore[import-untyped]
+    from scipy import stats
 
     half = float(stats.t.ppf(0.975, len(rates) - 1) * stats.sem(rates))
     return mean, max(0.0, mean - half), min(1.0, mean + half)
