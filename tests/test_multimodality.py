@@ -368,6 +368,7 @@ def test_callback_sees_a_policy_narrow() -> None:
     model = ppo(policy_kwargs={"log_std_init": -2.0})
     observations = start_observations(TargetEnv(), 2)
     callback = MultimodalityCallback(observations, 10, name="starts", resolution=0.0)
+    model.set_logger(configure())
     callback.init_callback(model)
     callback.measure(0)
     with th.no_grad():

@@ -32,7 +32,7 @@ def bench(parser: argparse.ArgumentParser) -> None:
     add("--seeds", nargs="+", type=int, default=SEEDS, help="of prior and training")
     add("--steps", type=int, help="environment steps; by default those of the hyperparameters")
     add("--episodes", type=int, default=500, help="of each evaluation after training")
-    add("--curve-episodes", type=int, default=100, help="of each point of the learning curves")
+    add("--curve-episodes", type=int, help="of each point of the learning curves")
     add("--jobs", type=int, help="runs at a time, one core each; by default one for each core")
     add("--address", help="of a Ray cluster, instead of this machine")
     add("--output", type=Path, default=RESULTS, help="folder of the results")
@@ -75,6 +75,9 @@ def plan(args: argparse.Namespace) -> list[Run]:
     def of(task: Task, seed: int) -> Iterator[Run]:
         for perturbation in args.perturbations or task.protocol:
             for method in map(find_method, args.methods):
+                curve = (
+                    {} if args.curve_episodes is None else {"curve_episodes": args.curve_episodes}
+                )
                 name = f"{task.name}-{method.name}-{perturbation}-{seed}.zip"
                 yield plan_run(
                     task,
@@ -83,7 +86,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
                     seed,
                     args.steps,
                     n_episodes=args.episodes,
-                    curve_episodes=args.curve_episodes,
+                    **curve,
                     save_path=args.models and args.models / name.replace("/", "-").replace(":", ""),
                 )
 

@@ -142,7 +142,11 @@ def plan_run(
         steps = task.env_steps.get(perturbation, steps)
     if steps and env_steps is not None:
         steps = env_steps
-    interval = arguments.pop("curve_interval", max(5_000, steps // 40))
+    cheap = task.vectorised  # in a simulator points of the curve would cost more than training
+    defaults = {
+        "curve_interval": max(5_000, steps // 40) if cheap else max(5_000, steps // 8),
+        "curve_episodes": 100 if cheap else 30,
+    }
     return Run(
         task,
         method.name,
@@ -151,8 +155,7 @@ def plan_run(
         hyperparams,
         steps,
         seed,
-        curve_interval=interval,
-        **arguments,
+        **(defaults | arguments),
     )
 
 
