@@ -71,15 +71,11 @@ def plan(args: argparse.Namespace) -> list[Run]:
     :param args: of :func:`bench`
     :return: the runs that are asked for: all tasks and methods with one seed before the next
     """
-
     curve = {} if args.curve_episodes is None else {"curve_episodes": args.curve_episodes}
 
     def of(task: Task, seed: int) -> Iterator[Run]:
         for perturbation in args.perturbations or task.protocol:
             for method in map(find_method, args.methods):
-                curve = (
-                    {} if args.curve_episodes is None else {"curve_episodes": args.curve_episodes}
-                )
                 name = f"{task.name}-{method.name}-{perturbation}-{seed}.zip"
                 yield plan_run(
                     task,
