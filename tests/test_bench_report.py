@@ -389,8 +389,8 @@ def test_report_is_complete_and_repeats(tmp_path: Path, few_draws: None) -> None
 
     sections = [line for line in text.splitlines() if line.startswith("## ")]
     expected = [
-        *("Progress", "The paper's table", "Each task", "Aggregates"),
-        *("DiffRL against each other method", "Adaptation speed", "Forgetting", "Behind the runs"),
+        *("The paper's table", "Each task", "Aggregates", "DiffRL against each other method"),
+        *("Adaptation speed", "Forgetting", "Progress", "Behind the runs"),
     ]
     assert sections == [f"## {name}" for name in expected]
     assert r"Æigen\|методика $x$" in text
@@ -519,3 +519,12 @@ def test_command_says_which_file_is_wrong(tmp_path: Path) -> None:
     add_records(tmp_path / "y/x.jsonl", [record()])
     with pytest.raises(ValueError, match="same name"):
         run(str(path), str(tmp_path / "y/x.jsonl"), "--output", str(tmp_path))
+
+
+def test_the_interval_of_a_single_run_holds_its_rate() -> None:
+    one = record(n=100, before=0.3)
+    found = mean_rates([one], [outcome("stochastic", "clean"), outcome("stochastic", "before")])
+    for value, low, high in zip(found.value, found.low, found.high, strict=True):
+        assert low < value < high
+    low, high = one.evaluations["stochastic"].clean.interval
+    assert (found.low[0], found.high[0]) == (pytest.approx(low), pytest.approx(high))

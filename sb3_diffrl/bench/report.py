@@ -112,11 +112,11 @@ def sections(study: Study, planned: Sequence[Key] | None) -> Iterator[Lines]:
     :return: the parts of the report, in order
     """
     yield tables.introduction(study)
-    yield training_tables.progress(study, planned)
     yield tables.paper(study)
     yield tables.tasks(study)
     yield tables.aggregated(study)
     yield tables.comparisons(study)
     yield training_tables.speed(study)
     yield training_tables.forgetting(study)
+    yield training_tables.progress(study, planned)
     yield training_tables.provenance(study)

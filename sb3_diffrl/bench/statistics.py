@@ -82,8 +82,8 @@ def estimate(function: Callable[..., np.ndarray], *samples: Strata) -> Estimate:
 
         low, high = _bootstrap(of_tasks, [np.arange(n_tasks)[:, None]])
         return Estimate(value, low, high, over_tasks=True)
-    nothing = np.full(len(value), math.nan)
-    return Estimate(value, nothing, nothing)
+    low, high = np.full((2, len(value)), math.nan)
+    return Estimate(value, low, high)
 
 
 def _bootstrap(function: Callable[..., np.ndarray], scores: Sequence[np.ndarray]) -> np.ndarray:

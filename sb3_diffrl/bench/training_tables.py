@@ -29,6 +29,8 @@ from sb3_diffrl.bench.study import (
     trained,
 )
 
+SHOWN = 20  # lines of what is missing
+
 
 def speed(study: Study) -> Lines:
     """:return: steps to the threshold, area under the curve, and how many times faster"""
@@ -170,13 +172,15 @@ def progress(study: Study, planned: Sequence[Key] | None) -> Lines:
         groups: dict[tuple[str, str, str], list[int]] = {}
         for task, method, perturbation, seed in missing:
             groups.setdefault((method, task, perturbation), []).append(seed)
-        lines += ["", "Missing, not yet run or failed:", ""]
-        for method, task, perturbation in sorted(
-            groups, key=lambda group: (order.index(group[0]), natural(*group[1:]))
-        ):
-            seeds = sorted(groups[method, task, perturbation])
-            said = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-            lines.append(f"- {study.label(method)}, {task}, {perturbation}: {said}")
+        said = [
+            f"- {study.label(method)}, {task}, {perturbation}: seeds {', '.join(map(str, seeds))}"
+            for (method, task, perturbation), seeds in sorted(
+                groups.items(), key=lambda group: (order.index(group[0][0]), natural(*group[0][1:]))
+            )
+        ]
+        lines += ["", "Missing, not yet run or failed:", "", *said[:SHOWN]]
+        if len(said) > SHOWN:
+            lines.append(f"- and {len(said) - SHOWN:,} more of task, method and perturbation")
     return lines
 
 
