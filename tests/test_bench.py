@@ -16,6 +16,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_diffrl import DiffusionPPO, cli
+from sb3_diffrl.bench.commands import planned
 from sb3_diffrl.bench.grid import missing_runs, run_grid
 from sb3_diffrl.bench.methods import METHODS, Method, find_method
 from sb3_diffrl.bench.records import (
@@ -474,8 +475,33 @@ def test_the_command_runs_and_reports(tmp_path: Path, capsys: pytest.CaptureFixt
         ("diffusion", "half"),
     ]
     assert DiffusionPPO.load(folders[2] / "tiny-diffrl-half-0.zip").policy.has_prior
+    assert "| DiffRL | half |" in (folders[0] / "tiny.md").read_text().replace("all", "half")
+    elsewhere = tmp_path / "elsewhere"
+    file = str(folders[0] / "tiny.jsonl")
+    assert cli.main(["bench", "report", file, "--output", str(elsewhere)]) == 0
+    assert (elsewhere / "tiny.csv").read_bytes() == (folders[0] / "tiny.csv").read_bytes()
     assert cli.main(["bench", "--tasks", "moon"]) == 1
     assert "no task 'moon'" in capsys.readouterr().err
+
+
+def test_the_protocol_of_the_shipped_tasks() -> None:
+    keys = planned(Path("avoiding.jsonl"))
+    assert keys is not None and len(keys) == len(set(keys)) == len(METHODS) * 11 * 3
+    keys = planned(Path("metaworld.jsonl"))
+    assert keys is not None and len(keys) == len(METHODS) * 20 * 3
+    assert ("metaworld/assembly", "diffrl", "positions", 0) in keys
+    assert planned(Path("mine.jsonl")) is None
+
+
+def test_metaworld_is_learned_by_its_own_demonstrations() -> None:
+    (task,) = find_tasks("metaworld/sweep")
+    source = "sb3_diffrl.envs.metaworld.metaworld_demonstrations"
+    for algo in ("diffppo", "bc_ppo"):
+        assert task.hyperparams_of(algo)["demonstrations"][source]["task"] == "sweep"
+    assert task.hyperparams_of("diffppo", "from_scratch")["demonstrations"] is None
+    run = plan_run(task, METHODS["diffrl"], "positions")
+    assert (run.env_steps, run.curve_interval, run.curve_episodes) == (200_000, 25_000, 30)
+    assert run.evaluation_env(None, 50).num_envs == 10
 
 
 # -- figures -----------------------------------------------------------------------------------
