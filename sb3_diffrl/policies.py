@@ -25,7 +25,6 @@ from sb3_diffrl.diffusion import (
     CudaGraphs,
     Denoiser,
     LearnedNoise,
-    choose_parameters,
     gaussian_log_prob,
     make_denoiser,
     mixture_log_prob,
@@ -113,8 +112,6 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
     :param denoising_steps: number of steps ``K`` per action, 1 to ``T``
     :param finetuned_steps: number ``k`` of last steps that RL trains, 1 to ``K`` (Ren et al. 2024,
         section 4.3); default all
-    :param finetuned_layers: number of last layers of the denoiser that RL trains, or patterns of
-        names of the actor's parameters (``"denoiser.output_layer.*"``); default all
     :param freeze_encoder: whether RL leaves the encoder as pre-training left it; it is then the
         prior's too, not a copy
     :param eta: 1 samples as DDPM does, 0 as the deterministic DDIM
@@ -172,7 +169,6 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         noise_levels: int = 20,
         denoising_steps: int = 5,
         finetuned_steps: int | None = None,
-        finetuned_layers: int | str | Sequence[str] | None = None,
         freeze_encoder: bool = False,
         eta: float = 1.0,
         sigma_min: float = 0.1,
@@ -229,7 +225,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             "timestep_spacing": timestep_spacing,
             "use_clipped_model_output": use_clipped_model_output,
         }
-        self.finetuned_layers, self.freeze_encoder = finetuned_layers, freeze_encoder
+        self.freeze_encoder = freeze_encoder
         self.sigma_max, self.sigma_arch = sigma_max, sigma_arch
         self.denoiser_class = named(denoiser_class, DENOISERS)
         self.denoiser_kwargs = denoiser_kwargs or {}
@@ -282,11 +278,6 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         encoder = self.actor.features_extractor
         shared = {id(encoder): encoder} if self.freeze_encoder else {}
         self.prior = copy.deepcopy(self.actor, shared).requires_grad_(False)
-        self._finetuned = choose_parameters(
-            self.actor,
-            self.finetuned_layers,
-            without="features_extractor" if self.freeze_encoder else None,
-        )
         self.set_finetuning(False)
         self.learned_noise = self._make_learned_noise()
         # Floats, for SB3 treats every entry of a state dict as one.
@@ -320,16 +311,16 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
 
     def finetuned_parameters(self) -> list[nn.Parameter]:
         """:return: the parameters of the actor that RL trains, its exploration noise included"""
-        parameters = dict(self.actor.named_parameters())
-        chosen = [parameters[name] for name in self._finetuned]
+        frozen = {*self.actor.features_extractor.parameters()} if self.freeze_encoder else set()
+        chosen = [each for each in self.actor.parameters() if each not in frozen]
         return chosen + ([] if self.learned_noise is None else [*self.learned_noise.parameters()])
 
     def set_finetuning(self, finetuning: bool) -> None:
         """
-        :param finetuning: whether the actor's parameters that RL leaves alone have gradients
+        :param finetuning: whether RL trains, which leaves a frozen encoder without gradients
         """
-        for name, parameter in self.actor.named_parameters():
-            parameter.requires_grad_(not finetuning or name in self._finetuned)
+        self.actor.requires_grad_(True)
+        self.actor.features_extractor.requires_grad_(not (finetuning and self.freeze_encoder))
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """:return: the parameters which the critic alone trains"""
@@ -362,7 +353,6 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             exploration=self.exploration,
             finetuned_steps=self.finetuned_steps,
             action_range=self.action_range,
-            finetuned_layers=self.finetuned_layers,
             freeze_encoder=self.freeze_encoder,
             sigma_max=self.sigma_max,
             sigma_arch=self.sigma_arch,

@@ -13,7 +13,6 @@ from sb3_diffrl.diffusion.denoisers import Denoiser, MlpDenoiser
 from sb3_diffrl.diffusion.dppo_mlp import DppoMlpDenoiser
 from sb3_diffrl.diffusion.exploration import LearnedNoise
 from sb3_diffrl.diffusion.noise_schedules import NOISE_SCHEDULES, make_alpha_bar
-from sb3_diffrl.diffusion.parameter_choice import choose_parameters
 from sb3_diffrl.diffusion.parametrization import PREDICTION_TYPES, TIMESTEP_SPACINGS
 from sb3_diffrl.diffusion.registry import DENOISERS, make_denoiser, named
 from sb3_diffrl.diffusion.transformer import TransformerDenoiser
@@ -35,7 +34,6 @@ __all__ = [
     "MlpDenoiser",
     "TransformerDenoiser",
     "UnetDenoiser",
-    "choose_parameters",
     "gaussian_log_prob",
     "make_alpha_bar",
     "make_denoiser",

@@ -34,7 +34,6 @@ from sb3_diffrl.sharing.checks import (
     plain,
     real,
     short,
-    text,
     whole,
 )
 from sb3_diffrl.wrappers.decisions import WRAPPERS
@@ -338,12 +337,6 @@ def _net_arch(value: Any) -> Any:
     return layers(value)
 
 
-def _finetuned_layers(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return list_of(text, MAX_LAYERS)(value)
-    return optional(text if isinstance(value, str) else whole(1, MAX_LAYERS))(value)
-
-
 _numbers = list_of(real(), 2**14)
 
 POLICY_KWARGS: dict[str, Check] = {
@@ -356,7 +349,6 @@ POLICY_KWARGS: dict[str, Check] = {
     "exploration": one_of(diffusion.EXPLORATIONS),
     "sigma_max": optional(real(0, 1e3)),
     "sigma_arch": optional(list_of(whole(1, MAX_WIDTH), MAX_LAYERS)),
-    "finetuned_layers": _finetuned_layers,
     "freeze_encoder": flag,
     "prediction_type": one_of(diffusion.PREDICTION_TYPES),
     "clip_sample": optional(real(0, 1e6)),
@@ -378,7 +370,6 @@ ADDED_POLICY_KWARGS = {
     "timestep_spacing",
     "use_clipped_model_output",
     "action_range",
-    "finetuned_layers",
     "freeze_encoder",
     "exploration",
     "sigma_max",
