@@ -32,12 +32,12 @@ CHOICES: dict[str, dict[str, Any]] = {
     "learned_noise_by_state": {
         "policy_kwargs": {"sigma_min": 0.05, "sigma_max": 0.2, "sigma_arch": [64]}
     },
-    "clip_per_step": {"clip_range_base": 0.02},
 }
 # By name of former choices: what they were.
 LEFT_OUT = {
     "last_2_layers": "last 2 layers (left out)",
     "last_3_layers": "last 3 layers (left out)",
+    "clip_per_step": "clip range growing over the steps (left out)",
 }
 
 
@@ -70,7 +70,7 @@ def describe(name: str) -> str:
     changes = {**CHOICES[name], **CHOICES[name].get("policy_kwargs", {})}
     changes.pop("policy_kwargs", None)
     settings = [f"{key}={value}" for key, value in changes.items()]
-    return ", ".join(settings) or "all steps, fixed noise, one clip range"
+    return ", ".join(settings) or "all steps, fixed noise"
 
 
 def labels() -> dict[str, str]:

@@ -1,18 +1,16 @@
-"""The encoder that RL leaves alone, the noise it learns, and the clip range of each step."""
+"""The encoder that RL leaves alone, and the noise it learns."""
 
 import json
 import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch as th
 from torch.distributions import Independent, Normal, kl_divergence
 
 from sb3_diffrl import DiffusionPPO
 from sb3_diffrl.diffusion import LearnedNoise, pathwise_kl
-from sb3_diffrl.losses import clip_range_per_step, clipped_surrogate
 from tests.envs import TargetEnv, demonstrations, several
 
 
@@ -185,34 +183,6 @@ def test_a_reward_for_calm_lowers_the_noise() -> None:
     assert float(noise.logits[-1]) < 0.9
 
 
-# -- clip range per step -----------------------------------------------------------------------
-
-
-def test_the_clip_range_grows_as_in_dppo() -> None:
-    found = clip_range_per_step(0.001, 0.01, 3.0, 5)
-    expected = [0.001 + 0.009 * (math.exp(3 * i / 4) - 1) / (math.exp(3) - 1) for i in range(5)]
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-    assert clip_range_per_step(0.001, 0.01, 3.0, 1).tolist() == pytest.approx([0.01])
-
-
-def test_each_step_is_clipped_at_its_own_range() -> None:
-    log_prob = th.full((3, 2), 0.2, requires_grad=True)
-    surrogate = clipped_surrogate(log_prob, th.zeros(3, 2), th.ones(3), th.tensor([0.1, 0.3]))
-    assert float(surrogate.clip_fraction) == 0.5
-    assert float(surrogate.loss) == pytest.approx(-(1.1 + math.exp(0.2)))
-    surrogate.loss.backward()
-    assert log_prob.grad is not None
-    assert (log_prob.grad[:, 0] == 0).all() and (log_prob.grad[:, 1] < 0).all()
-
-
-def test_a_base_equal_to_the_range_changes_nothing() -> None:
-    models = [make_model(clip_range_base=base).learn(64) for base in (None, 0.2)]
-    for name, tensor in models[0].policy.state_dict().items():
-        th.testing.assert_close(tensor, models[1].policy.state_dict()[name], rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="clip_range_base and clip_range_rate must be positive"):
-        make_model(clip_range_base=0.0)
-
-
 # -- sharing -----------------------------------------------------------------------------------
 
 OPTIONS = {
@@ -230,13 +200,12 @@ OPTIONS = {
 
 
 def test_all_options_are_shared_and_come_back(tmp_path: Path) -> None:
-    model = make_model(policy_kwargs=OPTIONS, clip_range_base=0.01, clip_range_rate=2.0)
+    model = make_model(policy_kwargs=OPTIONS)
     model.policy.freeze_prior()
     model.learn(32)
     model.save_pretrained(tmp_path)
     loaded = DiffusionPPO.from_pretrained(tmp_path, device="cpu")
     assert loaded.policy.architecture() == model.policy.architecture()
-    assert (loaded.clip_range_base, loaded.clip_range_rate) == (0.01, 2.0)
     for name, tensor in model.policy.state_dict().items():
         assert th.equal(tensor, loaded.policy.state_dict()[name]), name
 
@@ -247,12 +216,9 @@ def test_a_file_from_before_the_options_loads_with_their_defaults(tmp_path: Path
     config = json.loads((tmp_path / "config.json").read_text())
     for name in {*OPTIONS} - {"noise_schedule", "denoiser_class", "denoiser_kwargs"}:
         del config["policy"]["kwargs"][name]
-    for name in ("clip_range_base", "clip_range_rate"):
-        del config["hyperparameters"][name]
     (tmp_path / "config.json").write_text(json.dumps(config))
     loaded = DiffusionPPO.from_pretrained(tmp_path, device="cpu")
     assert loaded.policy.architecture() == model.policy.architecture()
-    assert loaded.clip_range_base is None
 
 
 @pytest.mark.parametrize(

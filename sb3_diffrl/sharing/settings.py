@@ -216,17 +216,12 @@ HYPERPARAMETERS: dict[str, Codec] = {
     "imitation": Codec(_encode_imitation, _decode_imitation),
     "performance_target": _same(optional(real())),
     "gamma_denoise": _UNIT,
-    "clip_range_base": _same(optional(real(0, 1e6))),
-    "clip_range_rate": _same(real(0, 100)),
     "advantage_floor": _same(real(0)),
     "critic_learning_rate": _OPTIONAL_RATE,
     "critic_warmup": _same(whole(0, 10**9)),
     "micro_batch_size": _same(optional(whole(1, 2**24))),
     "precision": _same(one_of(PRECISIONS)),
 }
-
-# What files of the first version lack, and had.
-ADDED_HYPERPARAMETERS = {"clip_range_base": None, "clip_range_rate": 3.0}
 
 
 def _encode_improvement(improvement: Improvement) -> dict[str, Any]:
@@ -299,8 +294,6 @@ def decode_all(table: Mapping[str, Codec], value: Any) -> dict[str, Any]:
     :raises ValueError: naming the attribute, what was expected and found
     """
     decoded = {}
-    if isinstance(value, Mapping):
-        value = {k: each for k, each in ADDED_HYPERPARAMETERS.items() if k in table} | {**value}
     for (name, codec), entry in zip(table.items(), entries(value, *table), strict=True):
         with at(name):
             decoded[name] = codec.decode(entry)
