@@ -28,16 +28,14 @@ CHOICES: dict[str, dict[str, Any]] = {
     "base": {},
     "last_3_steps": {"policy_kwargs": {"finetuned_steps": 3}},
     "last_2_steps": {"policy_kwargs": {"finetuned_steps": 2}},
-    "learned_noise": {"policy_kwargs": {"sigma_min": 0.05, "sigma_max": 0.2}},
-    "learned_noise_by_state": {
-        "policy_kwargs": {"sigma_min": 0.05, "sigma_max": 0.2, "sigma_arch": [64]}
-    },
 }
 # By name of former choices: what they were.
 LEFT_OUT = {
     "last_2_layers": "last 2 layers (left out)",
     "last_3_layers": "last 3 layers (left out)",
     "clip_per_step": "clip range growing over the steps (left out)",
+    "learned_noise": "learned noise, one floor per step (left out)",
+    "learned_noise_by_state": "learned noise, floors by state (left out)",
 }
 
 
@@ -70,7 +68,7 @@ def describe(name: str) -> str:
     changes = {**CHOICES[name], **CHOICES[name].get("policy_kwargs", {})}
     changes.pop("policy_kwargs", None)
     settings = [f"{key}={value}" for key, value in changes.items()]
-    return ", ".join(settings) or "all steps, fixed noise"
+    return ", ".join(settings) or "all steps"
 
 
 def labels() -> dict[str, str]:

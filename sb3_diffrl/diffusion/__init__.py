@@ -11,7 +11,6 @@ from sb3_diffrl.diffusion.chain import (
 from sb3_diffrl.diffusion.cuda_graph import CudaGraphs
 from sb3_diffrl.diffusion.denoisers import Denoiser, MlpDenoiser
 from sb3_diffrl.diffusion.dppo_mlp import DppoMlpDenoiser
-from sb3_diffrl.diffusion.exploration import LearnedNoise
 from sb3_diffrl.diffusion.noise_schedules import NOISE_SCHEDULES, make_alpha_bar
 from sb3_diffrl.diffusion.parametrization import PREDICTION_TYPES, TIMESTEP_SPACINGS
 from sb3_diffrl.diffusion.registry import DENOISERS, make_denoiser, named
@@ -30,7 +29,6 @@ __all__ = [
     "Denoiser",
     "DiffusionProcess",
     "DppoMlpDenoiser",
-    "LearnedNoise",
     "MlpDenoiser",
     "TransformerDenoiser",
     "UnetDenoiser",

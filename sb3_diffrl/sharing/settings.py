@@ -340,8 +340,6 @@ POLICY_KWARGS: dict[str, Check] = {
     "eta": real(0, 1),
     "sigma_min": real(0, 1e3),
     "exploration": one_of(diffusion.EXPLORATIONS),
-    "sigma_max": optional(real(0, 1e3)),
-    "sigma_arch": optional(list_of(whole(1, MAX_WIDTH), MAX_LAYERS)),
     "freeze_encoder": flag,
     "prediction_type": one_of(diffusion.PREDICTION_TYPES),
     "clip_sample": optional(real(0, 1e6)),
@@ -365,8 +363,6 @@ ADDED_POLICY_KWARGS = {
     "action_range",
     "freeze_encoder",
     "exploration",
-    "sigma_max",
-    "sigma_arch",
 }
 
 
