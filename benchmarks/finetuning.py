@@ -7,7 +7,8 @@ What each fine-tuning choice is worth: an ablation, all choices from the same pr
     python -m benchmarks.finetuning --report
 
 In the folder of the output there are, for each family of tasks, the records (``.jsonl``), a summary
-(``.md``) and a figure (``.png``).
+(``.md``) and a figure (``.png``). They also show former choices, which were measured at the commit
+that their records name, and left out for what was found.
 """
 
 import argparse
@@ -27,13 +28,14 @@ CHOICES: dict[str, dict[str, Any]] = {
     "base": {},
     "last_3_steps": {"policy_kwargs": {"finetuned_steps": 3}},
     "last_2_steps": {"policy_kwargs": {"finetuned_steps": 2}},
-    "last_2_layers": {"policy_kwargs": {"finetuned_layers": 2}},
-    "last_3_layers": {"policy_kwargs": {"finetuned_layers": 3}},
-    "learned_noise": {"policy_kwargs": {"sigma_min": 0.05, "sigma_max": 0.2}},
-    "learned_noise_by_state": {
-        "policy_kwargs": {"sigma_min": 0.05, "sigma_max": 0.2, "sigma_arch": [64]}
-    },
-    "clip_per_step": {"clip_range_base": 0.02},
+}
+# By name of former choices: what they were.
+LEFT_OUT = {
+    "last_2_layers": "last 2 layers (left out)",
+    "last_3_layers": "last 3 layers (left out)",
+    "clip_per_step": "clip range growing over the steps (left out)",
+    "learned_noise": "learned noise, one floor per step (left out)",
+    "learned_noise_by_state": "learned noise, floors by state (left out)",
 }
 
 
@@ -66,15 +68,19 @@ def describe(name: str) -> str:
     changes = {**CHOICES[name], **CHOICES[name].get("policy_kwargs", {})}
     changes.pop("policy_kwargs", None)
     settings = [f"{key}={value}" for key, value in changes.items()]
-    return ", ".join(settings) or "all steps and layers, fixed noise, one clip range"
+    return ", ".join(settings) or "all steps"
+
+
+def labels() -> dict[str, str]:
+    """:return: what each choice is, by name, former ones last"""
+    return {name: describe(name) for name in CHOICES} | LEFT_OUT
 
 
 def main() -> int:
     """Run and report."""
     args = variants.parser(__doc__, [*CHOICES], "finetuning", STEPS).parse_args()
     runs = [] if args.report else plan(args)
-    labels = {name: describe(name) for name in CHOICES}
-    return variants.run(args, runs, "Fine-tuning choices", labels)
+    return variants.run(args, runs, "Fine-tuning choices", labels())
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from sb3_diffrl.batches import check_demonstrations
 from sb3_diffrl.buffers import ChainBufferMixin, ChainSamples, chain_buffer_class
 from sb3_diffrl.demonstrations import Demonstrations
 from sb3_diffrl.imitation import Imitation, ImitationBuffer, ImitationSpec, imitation_losses
-from sb3_diffrl.losses import clip_range_per_step, clipped_surrogate, value_loss
+from sb3_diffrl.losses import clipped_surrogate, value_loss
 from sb3_diffrl.policies import (
     DiffusionActorCriticPolicy,
     DiffusionCnnPolicy,
@@ -89,10 +89,6 @@ class DiffusionPPO(PPO):
     :param performance_target: performance at which the improvement of adaptive schedules is 1; by
         default 1 for success rates, and required where the env reports returns only
     :param gamma_denoise: discount of the advantage per denoising step still to go
-    :param clip_range_base: clip range of the first denoising step, from which it grows to
-        ``clip_range`` in the last (see :func:`~sb3_diffrl.losses.clip_range_per_step`); by default
-        it is the same for all
-    :param clip_range_rate: how fast it grows
     :param advantage_floor: smallest standard deviation by which advantages are divided. Where every
         episode succeeds their spread is noise, which normalisation would blow up until the policy
         is lost; with success as the reward 0.1 prevents it
@@ -129,8 +125,6 @@ class DiffusionPPO(PPO):
         imitation: ImitationSpec = 0.0,
         performance_target: float | None = None,
         gamma_denoise: float = 0.99,
-        clip_range_base: float | None = None,
-        clip_range_rate: float = 3.0,
         advantage_floor: float = 1e-8,
         critic_learning_rate: float | ProgressSchedule | None = None,
         critic_warmup: int = 0,
@@ -154,7 +148,6 @@ class DiffusionPPO(PPO):
         self.performance_target = performance_target
         self.improvement = Improvement()
         self.gamma_denoise = gamma_denoise
-        self.clip_range_base, self.clip_range_rate = clip_range_base, clip_range_rate
         self.advantage_floor = advantage_floor
         self.critic_learning_rate = critic_learning_rate
         self.critic_warmup = critic_warmup
@@ -221,11 +214,6 @@ class DiffusionPPO(PPO):
         self.imitation = Imitation.parse(self.imitation)
         check_precision(self.precision)
         self._check_discount()
-        if not (self.clip_range_base is None or self.clip_range_base > 0 < self.clip_range_rate):
-            raise ValueError(
-                "clip_range_base and clip_range_rate must be positive, got "
-                f"{self.clip_range_base} and {self.clip_range_rate}."
-            )
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             raise ValueError(f"micro_batch_size must be at least 1, got {self.micro_batch_size}.")
         buffer_class = self.rollout_buffer_class
@@ -616,14 +604,8 @@ class DiffusionPPO(PPO):
         """
         prior_means = batch.prior_means if batch.prior_means.shape[1] else None
         chains = self.policy.evaluate_chains(batch.observations, batch.actions, prior_means)
-        clip: float | th.Tensor = clip_range
-        if self.clip_range_base is not None:
-            steps = self.policy.chain_steps
-            clip = clip_range_per_step(
-                self.clip_range_base, clip_range, self.clip_range_rate, steps
-            ).to(self.device)
         surrogate = clipped_surrogate(
-            chains.log_prob, batch.old_log_prob, batch.advantages, clip, self.gamma_denoise
+            chains.log_prob, batch.old_log_prob, batch.advantages, clip_range, self.gamma_denoise
         )
         critic_loss = value_loss(
             chains.values.flatten(), batch.old_values, batch.returns, clip_range_vf

@@ -1,7 +1,6 @@
 """The losses of the algorithm, as pure functions of tensors."""
 
-import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch as th
 from torch.nn import functional as F
@@ -27,7 +26,7 @@ def clipped_surrogate(
     log_prob: th.Tensor,
     old_log_prob: th.Tensor,
     advantages: th.Tensor,
-    clip_range: float | th.Tensor,
+    clip_range: float,
     gamma_denoise: float = 1.0,
 ) -> Surrogate:
     """
@@ -37,8 +36,7 @@ def clipped_surrogate(
     :param log_prob: ``(B, K)`` log-likelihood of each step under the current policy
     :param old_log_prob: ``(B, K)`` the same when acting
     :param advantages: ``(B,)`` of the decisions
-    :param clip_range: the ratio of each step is clipped to ``1 +- clip_range``; ``(K,)`` for one
-        range per step
+    :param clip_range: the ratio of each step is clipped to ``1 +- clip_range``
     :param gamma_denoise: discount of the advantage per denoising step still to go
     :return: the loss, summed over steps and averaged over decisions, and what to log
     """
@@ -46,31 +44,13 @@ def clipped_surrogate(
     weighted = advantages.unsqueeze(1) * gamma_denoise**steps_to_go
     log_ratio = log_prob - old_log_prob
     ratio = log_ratio.exp()
-    low: Any = 1 - clip_range
-    high: Any = 1 + clip_range
-    clipped = ratio.clamp(low, high)
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
     loss = -th.min(weighted * ratio, weighted * clipped).sum(dim=1).mean()
     with th.no_grad():
         clip_fraction = ((ratio - 1).abs() > clip_range).float().mean()
         # Schulman's estimator, http://joschu.net/blog/kl-approx.html, as in SB3's PPO
         approx_kl = (ratio - 1 - log_ratio).sum(dim=1).mean()
     return Surrogate(loss, ratio.detach(), clip_fraction, approx_kl)
-
-
-def clip_range_per_step(first: float, last: float, rate: float, n_steps: int) -> th.Tensor:
-    """
-    Clip ranges that grow exponentially along the chain, as in DPPO (Ren et al. 2024, appendix): the
-    first steps, which the later ones depend on, move less.
-
-    :param first: range of the first step
-    :param last: range of the last step
-    :param rate: growth ``r``: the range is ``first + (last - first) (e^{r s} - 1) / (e^r - 1)``,
-        where ``s`` goes from 0 to 1
-    :param n_steps: number of steps ``k``; a single one has the last range
-    :return: ``(k,)``
-    """
-    progress = th.linspace(0, 1, n_steps) if n_steps > 1 else th.ones(1)
-    return first + (last - first) * th.expm1(rate * progress) / math.expm1(rate)
 
 
 def value_loss(

@@ -24,8 +24,6 @@ from sb3_diffrl.diffusion import (
     EXPLORATIONS,
     CudaGraphs,
     Denoiser,
-    LearnedNoise,
-    choose_parameters,
     gaussian_log_prob,
     make_denoiser,
     mixture_log_prob,
@@ -113,8 +111,6 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
     :param denoising_steps: number of steps ``K`` per action, 1 to ``T``
     :param finetuned_steps: number ``k`` of last steps that RL trains, 1 to ``K`` (Ren et al. 2024,
         section 4.3); default all
-    :param finetuned_layers: number of last layers of the denoiser that RL trains, or patterns of
-        names of the actor's parameters (``"denoiser.output_layer.*"``); default all
     :param freeze_encoder: whether RL leaves the encoder as pre-training left it; it is then the
         prior's too, not a copy
     :param eta: 1 samples as DDPM does, 0 as the deterministic DDIM
@@ -125,9 +121,6 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         and Gaussian noise ``sigma_min`` on its action, undirected (see
         :class:`~sb3_diffrl.diffusion.ActionNoiseProcess`); ``predict`` then gives the ODE's action,
         deterministic or not
-    :param sigma_max: where given, the floor of each step is learned, between ``sigma_min`` and this
-    :param sigma_arch: hidden layers of a network that gives the learned floors by observation; by
-        default they are the same everywhere
     :param prediction_type: what the denoiser predicts: ``"epsilon"``, ``"sample"`` or ``"v"``
     :param clip_sample: see :class:`~sb3_diffrl.diffusion.DiffusionProcess`, like the next two,
         which serve policies trained elsewhere
@@ -172,13 +165,10 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         noise_levels: int = 20,
         denoising_steps: int = 5,
         finetuned_steps: int | None = None,
-        finetuned_layers: int | str | Sequence[str] | None = None,
         freeze_encoder: bool = False,
         eta: float = 1.0,
         sigma_min: float = 0.1,
         exploration: str = "chain",
-        sigma_max: float | None = None,
-        sigma_arch: Sequence[int] | None = None,
         prediction_type: str = "epsilon",
         clip_sample: float | None = 1.0,
         timestep_spacing: str = "trailing",
@@ -229,8 +219,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             "timestep_spacing": timestep_spacing,
             "use_clipped_model_output": use_clipped_model_output,
         }
-        self.finetuned_layers, self.freeze_encoder = finetuned_layers, freeze_encoder
-        self.sigma_max, self.sigma_arch = sigma_max, sigma_arch
+        self.freeze_encoder = freeze_encoder
         self.denoiser_class = named(denoiser_class, DENOISERS)
         self.denoiser_kwargs = denoiser_kwargs or {}
         self._graphs = CudaGraphs()
@@ -282,13 +271,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         encoder = self.actor.features_extractor
         shared = {id(encoder): encoder} if self.freeze_encoder else {}
         self.prior = copy.deepcopy(self.actor, shared).requires_grad_(False)
-        self._finetuned = choose_parameters(
-            self.actor,
-            self.finetuned_layers,
-            without="features_extractor" if self.freeze_encoder else None,
-        )
         self.set_finetuning(False)
-        self.learned_noise = self._make_learned_noise()
         # Floats, for SB3 treats every entry of a state dict as one.
         self.register_buffer("has_prior", th.tensor(0.0, device="cpu"))
         self.register_buffer("mixing", th.tensor(1.0, device="cpu"))
@@ -305,31 +288,17 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             for parameters in (self.finetuned_parameters(), self.critic_parameters())
         )
 
-    def _make_learned_noise(self) -> LearnedNoise | None:
-        if self.sigma_max is None:
-            return None
-        with th.no_grad():
-            condition = self.actor.denoiser.condition(th.zeros(1, self.features_dim))
-        return LearnedNoise(
-            self.process.sampling_std[-self.finetuned_steps :],
-            self.diffusion_kwargs["sigma_min"],
-            self.sigma_max,
-            condition.shape[1],
-            self.sigma_arch,
-        )
-
     def finetuned_parameters(self) -> list[nn.Parameter]:
-        """:return: the parameters of the actor that RL trains, its exploration noise included"""
-        parameters = dict(self.actor.named_parameters())
-        chosen = [parameters[name] for name in self._finetuned]
-        return chosen + ([] if self.learned_noise is None else [*self.learned_noise.parameters()])
+        """:return: the parameters of the actor that RL trains"""
+        frozen = {*self.actor.features_extractor.parameters()} if self.freeze_encoder else set()
+        return [each for each in self.actor.parameters() if each not in frozen]
 
     def set_finetuning(self, finetuning: bool) -> None:
         """
-        :param finetuning: whether the actor's parameters that RL leaves alone have gradients
+        :param finetuning: whether RL trains, which leaves a frozen encoder without gradients
         """
-        for name, parameter in self.actor.named_parameters():
-            parameter.requires_grad_(not finetuning or name in self._finetuned)
+        self.actor.requires_grad_(True)
+        self.actor.features_extractor.requires_grad_(not (finetuning and self.freeze_encoder))
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """:return: the parameters which the critic alone trains"""
@@ -362,10 +331,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             exploration=self.exploration,
             finetuned_steps=self.finetuned_steps,
             action_range=self.action_range,
-            finetuned_layers=self.finetuned_layers,
             freeze_encoder=self.freeze_encoder,
-            sigma_max=self.sigma_max,
-            sigma_arch=self.sigma_arch,
             denoiser_class=self.denoiser_class,
             denoiser_kwargs=self.denoiser_kwargs,
             features_extractor_class=self.features_extractor_class,
@@ -443,9 +409,9 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         """
         obs = self.preprocess(obs)
         with precision(self.precision, self.device):
-            chain, means, std = self.sample_chains(obs, deterministic)
+            chain, means = self.sample_chains(obs, deterministic)
             values = self._values(obs)
-        return chain.flatten(1), values, self._log_prob(chain, std, *means)
+        return chain.flatten(1), values, self._log_prob(chain, *means)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """
@@ -458,7 +424,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         :return: ``(N, D)``
         """
         obs = self.preprocess(observation)
-        chain, _, _ = self.sample_chains(obs, deterministic, sampling_std=True)
+        chain, _ = self.sample_chains(obs, deterministic, sampling_std=True)
         return chain[:, -1]
 
     def sample_chains(
@@ -467,7 +433,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         deterministic: bool = False,
         sampling_std: bool = False,
         noise: th.Tensor | None = None,
-    ) -> tuple[th.Tensor, list[th.Tensor], th.Tensor]:
+    ) -> tuple[th.Tensor, list[th.Tensor]]:
         """
         Sample chains from the mixture of policy and prior; on CUDA as one graph.
 
@@ -476,9 +442,8 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         :param sampling_std: draw without the exploration floor
         :param noise: ``(K + 1, N, D)`` standard normal to use instead of a fresh draw, of which the
             ODE uses the first, and noise on the action the last
-        :return: ends of the chains ``(N, k + 1, D)``, their means ``(N, k, D)`` under the policy,
-            or under both where they mix, and the policy's standard deviations ``(k,)`` or ``(N,
-            k)``
+        :return: ends of the chains ``(N, k + 1, D)`` and their means ``(N, k, D)`` under the
+            policy, or under both where they mix
         """
         mixing, n_steps = float(self.mixing), self.process.denoising_steps
         frozen_steps = n_steps - self.finetuned_steps
@@ -488,8 +453,6 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             actors.append(self.prior)
         conditions = self._conditions(actors, obs)
         n = len(conditions[0])
-        std = self._std_given(conditions[0])
-        learned = [] if self.learned_noise is None or sampling_std else [std]
         if noise is not None:
             noise = noise.to(self.initial_noise)
         elif deterministic:
@@ -504,17 +467,16 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         def sample(noise: th.Tensor, *tensors: th.Tensor) -> tuple[th.Tensor, list[th.Tensor]]:
             denoisers = [actor.denoiser for actor in actors]
             networks = list(zip(denoisers, tensors[: len(actors)], strict=True))
-            learned_std = tensors[-1] if learned else None
-            from_policy = tensors[len(actors)] if mixes else None
+            from_policy = tensors[-1] if mixes else None
             return self.process.sample(
-                networks, noise, sampling_std, deterministic, frozen_steps, from_policy, learned_std
+                networks, noise, sampling_std, deterministic, frozen_steps, from_policy
             )
 
-        inputs = [noise, *conditions, *chosen, *learned]
+        inputs = [noise, *conditions, *chosen]
         if not (noise.is_cuda and all(actor.denoiser.capturable for actor in actors)):
-            return *sample(*inputs), std
+            return sample(*inputs)
         weights = (p.data_ptr() for actor in actors for p in actor.denoiser.parameters())
-        return *self._graphs(sample, inputs, (deterministic, sampling_std, *weights)), std
+        return self._graphs(sample, inputs, (deterministic, sampling_std, *weights))
 
     def _conditions(self, actors: list[DiffusionActor], obs: PyTorchObs) -> list[th.Tensor]:
         """The condition of each; a frozen encoder, which they share, runs once."""
@@ -522,10 +484,6 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             return [actor.condition(obs) for actor in actors]
         features = self.actor.features_extractor(self.actor.normalizer(obs))
         return [actor.denoiser.condition(features) for actor in actors]
-
-    def _std_given(self, condition: th.Tensor) -> th.Tensor:
-        """The policy's standard deviations of the fine-tuned steps, ``(k,)`` or ``(B, k)``."""
-        return self._std if self.learned_noise is None else self.learned_noise(condition)
 
     # -- evaluation ----------------------------------------------------------------------------
 
@@ -544,16 +502,14 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         chain = actions.view(len(actions), -1, self.action_dim)
         condition = self.actor.condition(processed)
         means = self.process.chain_means(self.actor.denoiser, chain, condition)
-        std = self._std_given(condition)
         prior_kl = None
         if self.has_prior:
             if prior_means is None:
                 prior_means = self.prior_means(obs, actions)
             prior_means = prior_means.view_as(means)
-            prior_std = None if self.learned_noise is None else self._std
-            prior_kl = pathwise_kl(means, prior_means, std, prior_std)
+            prior_kl = pathwise_kl(means, prior_means, self._std)
         mixes = self.mixing < 1
-        log_prob = self._log_prob(chain, std, means, prior_means if mixes else None)
+        log_prob = self._log_prob(chain, means, prior_means if mixes else None)
         return ChainEvaluation(self._values(processed), log_prob, prior_kl)
 
     @th.no_grad()
@@ -576,18 +532,14 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
 
     @property
     def _std(self) -> th.Tensor:
-        """The process's standard deviations of the fine-tuned steps, ``(k,)``."""
+        """Standard deviations of the fine-tuned steps, ``(k,)``."""
         return self.process.std[-self.finetuned_steps :]
 
     def _log_prob(
-        self,
-        chain: th.Tensor,
-        std: th.Tensor,
-        means: th.Tensor,
-        prior_means: th.Tensor | None = None,
+        self, chain: th.Tensor, means: th.Tensor, prior_means: th.Tensor | None = None
     ) -> th.Tensor:
         """Log-likelihood ``(B, k)`` of chains, of the mixture where the prior's means are given."""
-        log_prob = gaussian_log_prob(chain[:, 1:], means, std)
+        log_prob = gaussian_log_prob(chain[:, 1:], means, self._std)
         if prior_means is None:
             return log_prob
         prior_log_prob = gaussian_log_prob(chain[:, 1:], prior_means, self._std)

@@ -399,7 +399,7 @@ def test_a_usual_prior_is_taken_and_all_is_saved(tmp_path: Path) -> None:
     usual = undirected(policy_kwargs={"exploration": "chain", "sigma_min": 0.1})
     usual.policy.freeze_prior()
     usual.save(tmp_path / "usual")
-    model = undirected(prior=tmp_path / "usual", policy_kwargs={"sigma_max": 0.6})
+    model = undirected(prior=tmp_path / "usual")
     assert not differing(usual.policy.actor.state_dict(), model.policy.prior.state_dict())
     model.learn(64)
     assert differing(usual.policy.actor.state_dict(), model.policy.actor.state_dict())

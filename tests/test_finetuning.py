@@ -1,18 +1,13 @@
-"""What of the actor RL trains, the exploration noise it learns, and the clip range of each step."""
+"""The encoder that RL may leave alone, and options of policies in shared files."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch as th
-from torch.distributions import Independent, Normal, kl_divergence
 
 from sb3_diffrl import DiffusionPPO
-from sb3_diffrl.diffusion import LearnedNoise, pathwise_kl
-from sb3_diffrl.losses import clip_range_per_step, clipped_surrogate
 from tests.envs import TargetEnv, demonstrations, several
 
 
@@ -39,58 +34,6 @@ def trained(model: DiffusionPPO) -> set[str]:
     return changed(before, model)
 
 
-LAST = {"denoiser.output_layer.weight", "denoiser.output_layer.bias"}
-HIDDEN = {"denoiser.hidden_layers.0.weight", "denoiser.hidden_layers.0.bias"}
-
-
-@pytest.mark.parametrize(
-    ("layers", "expected"),
-    [
-        (1, LAST),
-        (2, LAST | HIDDEN),
-        ("denoiser.hidden_layers.*", HIDDEN),
-        (["*.output_layer.bias", "denoiser.hidden*"], HIDDEN | {"denoiser.output_layer.bias"}),
-    ],
-)
-def test_only_the_named_layers_are_finetuned(layers: Any, expected: set[str]) -> None:
-    model = make_model(policy_kwargs={"finetuned_layers": layers})
-    before = {name: tensor.clone() for name, tensor in model.policy.actor.state_dict().items()}
-    model.pretrain(demonstrations(), gradient_steps=3, fit_normalizer=False)
-    assert changed(before, model) == {
-        name for name, _ in model.policy.actor.named_parameters()
-    }  # pre-training trains all
-    assert trained(model) == expected
-    model.pretrain(demonstrations(), gradient_steps=3, fit_normalizer=False)
-    assert all(parameter.requires_grad for parameter in model.policy.actor.parameters())
-
-
-def test_all_layers_by_number_are_as_without() -> None:
-    models = [
-        make_model(policy_kwargs=kwargs).learn(64) for kwargs in ({}, {"finetuned_layers": 64})
-    ]
-    for name, tensor in models[0].policy.state_dict().items():
-        assert th.equal(tensor, models[1].policy.state_dict()[name]), name
-
-
-def test_the_last_block_of_a_transformer() -> None:
-    model = make_model(
-        policy_kwargs={"denoiser_class": "transformer", "finetuned_layers": 3, "net_arch": [8, 8]}
-    )
-    assert {name.split(".")[1] for name in trained(model)} <= {
-        "blocks",
-        "output_modulation",
-        "output_layer",
-    }
-    assert not any(".blocks.0." in name for name in model.policy._finetuned)
-    assert any(".blocks.1." in name for name in model.policy._finetuned)
-
-
-@pytest.mark.parametrize("layers", [0, -1, "denoiser.no_such.*", []])
-def test_nothing_to_train_is_refused(layers: Any) -> None:
-    with pytest.raises(ValueError, match="leaves nothing to train"):
-        make_model(policy_kwargs={"finetuned_layers": layers})
-
-
 # -- frozen encoder ----------------------------------------------------------------------------
 
 SMALL = {"features_extractor_kwargs": {"features_dim": 8}}
@@ -107,7 +50,7 @@ def test_a_frozen_encoder_is_pretrained_then_shared_with_the_prior(tmp_path: Pat
     encoder = {name for name in before if name.startswith("features_extractor.")}
     assert encoder and encoder <= changed(before, model)
 
-    assert not trained(model) & encoder
+    assert trained(model) == {name for name, _ in policy.actor.named_parameters()} - encoder
 
     model.save(tmp_path / "model")
     loaded = DiffusionPPO.load(tmp_path / "model", env=env, device="cpu")
@@ -115,6 +58,9 @@ def test_a_frozen_encoder_is_pretrained_then_shared_with_the_prior(tmp_path: Pat
     for name, tensor in policy.state_dict().items():
         assert th.equal(tensor, loaded.policy.state_dict()[name])
     assert not trained(loaded) & encoder
+    loaded.pretrain(demonstrations(TargetEnv("image")), gradient_steps=3)
+    assert encoder <= changed(before, loaded)
+    assert all(parameter.requires_grad for parameter in loaded.policy.actor.parameters())
 
 
 def test_a_frozen_encoder_runs_once_for_policy_and_prior() -> None:
@@ -128,147 +74,10 @@ def test_a_frozen_encoder_runs_once_for_policy_and_prior() -> None:
     assert len(calls) == 1
 
 
-# -- learned exploration noise -----------------------------------------------------------------
-
-
-def test_kl_of_unequal_standard_deviations_is_that_of_torch() -> None:
-    mean, prior_mean = th.randn(2, 6, 3, 2, dtype=th.float64)
-    std = th.rand(6, 3, dtype=th.float64) + 0.1
-    prior_std = th.rand(3, dtype=th.float64) + 0.1
-    expected = kl_divergence(
-        Independent(Normal(mean, std.unsqueeze(-1)), 1),
-        Independent(Normal(prior_mean, prior_std.unsqueeze(-1).expand(3, 2)), 1),
-    ).sum(dim=1)
-
-    found = pathwise_kl(mean, prior_mean, std, prior_std)
-
-    th.testing.assert_close(found, expected)
-    equal = prior_std.expand(6, 3)
-    th.testing.assert_close(
-        pathwise_kl(mean, prior_mean, equal, prior_std), pathwise_kl(mean, prior_mean, prior_std)
-    )
-
-
-@pytest.mark.parametrize("arch", [None, [8]])
-def test_the_noise_stays_within_its_bounds(arch: list[int] | None) -> None:
-    ddim = th.tensor([0.5, 0.05, 0.0])
-    noise = LearnedNoise(ddim, 0.1, 0.3, 4, arch)
-    condition = th.randn(50, 4)
-    assert noise(condition).shape == (50, 3)
-    for shift, floor in ((-100.0, 0.1), (100.0, 0.3)):
-        with th.no_grad():
-            noise.logits.fill_(shift)
-        th.testing.assert_close(noise(condition)[7], th.tensor([0.5, floor, floor]))
-    with pytest.raises(ValueError, match=r"sigma_max must exceed sigma_min=0.1, got 0.1"):
-        LearnedNoise(ddim, 0.1, 0.1, 4)
-
-
-@pytest.mark.parametrize("arch", [None, [8]])
-@pytest.mark.parametrize("mixing", [1.0, 0.5])
-def test_learned_noise_is_drawn_scored_trained_and_saved(
-    arch: list[int] | None, mixing: float, tmp_path: Path
-) -> None:
-    kwargs = {"sigma_max": 0.5, "sigma_arch": arch, "finetuned_steps": 3}
-    model = make_model(several(3), kwargs, mixing=mixing)
-    policy = model.policy
-    policy.freeze_prior()
-    policy.set_mixing(mixing)
-    noise = policy.learned_noise
-    assert noise is not None
-    with th.no_grad():
-        noise.logits.copy_(th.tensor([-1.0, 0.5, 2.0]))
-        if noise.network is not None:
-            for parameter in noise.network.parameters():
-                parameter.normal_()
-    obs = th.rand(1, 3).expand(20_000, 3)
-    with th.no_grad():
-        flat, _, log_prob = policy(obs)
-        chain, [mean, *_], std = policy.sample_chains(obs)
-        residual = (chain[:, 1:] - mean).square().mean(dim=(0, 2)).sqrt()
-        if mixing == 1:
-            th.testing.assert_close(residual, std[0], rtol=0.02, atol=0)
-        _, again, _ = policy.evaluate_actions(obs, flat)
-        assert float(((again - log_prob).exp() - 1).abs().max()) < 1e-4
-        if mixing == 1:
-            flat = flat.view(len(flat), 4, 2)
-            means = policy.process.chain_means(
-                policy.actor.denoiser, flat, policy.actor.condition(obs)
-            )
-            expected = Normal(means, std.unsqueeze(-1)).log_prob(flat[:, 1:]).sum(dim=-1)
-            th.testing.assert_close(log_prob, expected, rtol=1e-4, atol=1e-4)
-    _, callback = model._setup_learn(96)
-    model.collect_rollouts(model.env, callback, model.rollout_buffer, 32)
-    for batch in model.rollout_buffer.get(7):
-        with th.no_grad():
-            _, log_prob, _ = policy.evaluate_actions(batch.observations, batch.actions)
-        assert float(((log_prob - batch.old_log_prob).exp() - 1).abs().max()) < 1e-5
-
-    before = [parameter.clone() for parameter in noise.parameters()]
-    model.learn(96)
-    assert not all(map(th.equal, before, noise.parameters()))
-    model.save(tmp_path / "model")
-    loaded = DiffusionPPO.load(tmp_path / "model", device="cpu")
-    assert loaded.policy.learned_noise is not None
-    for mine, theirs in zip(
-        noise.parameters(), loaded.policy.learned_noise.parameters(), strict=True
-    ):
-        assert th.equal(mine, theirs)
-
-
-def test_a_reward_for_calm_lowers_the_noise() -> None:
-    """PPO finds it: noise only ever misses the target, so that the floor falls."""
-    model = make_model(
-        several(8),
-        {"sigma_min": 0.05, "sigma_max": 0.8},
-        n_steps=64,
-        batch_size=128,
-        n_epochs=8,
-        beta=0.0,
-        learning_rate=3e-3,
-    )
-    model.pretrain(demonstrations(n_episodes=40), gradient_steps=500, batch_size=128)
-    noise = model.policy.learned_noise
-    with th.no_grad():
-        noise.logits.fill_(1.0)
-    model.learn(8 * 64 * 6)
-    assert float(noise.logits[-1]) < 0.9
-
-
-# -- clip range per step -----------------------------------------------------------------------
-
-
-def test_the_clip_range_grows_as_in_dppo() -> None:
-    found = clip_range_per_step(0.001, 0.01, 3.0, 5)
-    expected = [0.001 + 0.009 * (math.exp(3 * i / 4) - 1) / (math.exp(3) - 1) for i in range(5)]
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-    assert clip_range_per_step(0.001, 0.01, 3.0, 1).tolist() == pytest.approx([0.01])
-
-
-def test_each_step_is_clipped_at_its_own_range() -> None:
-    log_prob = th.full((3, 2), 0.2, requires_grad=True)
-    surrogate = clipped_surrogate(log_prob, th.zeros(3, 2), th.ones(3), th.tensor([0.1, 0.3]))
-    assert float(surrogate.clip_fraction) == 0.5
-    assert float(surrogate.loss) == pytest.approx(-(1.1 + math.exp(0.2)))
-    surrogate.loss.backward()
-    assert log_prob.grad is not None
-    assert (log_prob.grad[:, 0] == 0).all() and (log_prob.grad[:, 1] < 0).all()
-
-
-def test_a_base_equal_to_the_range_changes_nothing() -> None:
-    models = [make_model(clip_range_base=base).learn(64) for base in (None, 0.2)]
-    for name, tensor in models[0].policy.state_dict().items():
-        th.testing.assert_close(tensor, models[1].policy.state_dict()[name], rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="clip_range_base and clip_range_rate must be positive"):
-        make_model(clip_range_base=0.0)
-
-
 # -- sharing -----------------------------------------------------------------------------------
 
 OPTIONS = {
-    "finetuned_layers": ["denoiser.output_layer.*"],
     "freeze_encoder": True,
-    "sigma_max": 0.4,
-    "sigma_arch": [8],
     "prediction_type": "v",
     "noise_schedule": "squared_cosine_capped",
     "clip_sample": None,
@@ -280,13 +89,12 @@ OPTIONS = {
 
 
 def test_all_options_are_shared_and_come_back(tmp_path: Path) -> None:
-    model = make_model(policy_kwargs=OPTIONS, clip_range_base=0.01, clip_range_rate=2.0)
+    model = make_model(policy_kwargs=OPTIONS)
     model.policy.freeze_prior()
     model.learn(32)
     model.save_pretrained(tmp_path)
     loaded = DiffusionPPO.from_pretrained(tmp_path, device="cpu")
     assert loaded.policy.architecture() == model.policy.architecture()
-    assert (loaded.clip_range_base, loaded.clip_range_rate) == (0.01, 2.0)
     for name, tensor in model.policy.state_dict().items():
         assert th.equal(tensor, loaded.policy.state_dict()[name]), name
 
@@ -297,20 +105,16 @@ def test_a_file_from_before_the_options_loads_with_their_defaults(tmp_path: Path
     config = json.loads((tmp_path / "config.json").read_text())
     for name in {*OPTIONS} - {"noise_schedule", "denoiser_class", "denoiser_kwargs"}:
         del config["policy"]["kwargs"][name]
-    for name in ("clip_range_base", "clip_range_rate"):
-        del config["hyperparameters"][name]
     (tmp_path / "config.json").write_text(json.dumps(config))
     loaded = DiffusionPPO.from_pretrained(tmp_path, device="cpu")
     assert loaded.policy.architecture() == model.policy.architecture()
-    assert loaded.clip_range_base is None
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("sigma_arch", [10**6]),
-        ("sigma_max", math.pi * 1e9),
-        ("finetuned_layers", {"os": "system"}),
+        ("sigma_min", 1e9),
+        ("freeze_encoder", {"os": "system"}),
         ("prediction_type", "score"),
         ("timestep_spacing", 3),
         ("denoiser_class", "os.system"),

@@ -38,10 +38,7 @@ OTHERS = (
 
 
 # A policy's arguments that choose how it is sampled and what RL trains: one prior serves all.
-SAMPLING = {
-    *("denoising_steps", "eta", "sigma_min", "sigma_max", "sigma_arch", "exploration"),
-    *("finetuned_steps", "finetuned_layers"),
-}
+SAMPLING = {"denoising_steps", "eta", "sigma_min", "exploration", "finetuned_steps"}
 
 
 class Prior(NamedTuple):

@@ -11,9 +11,7 @@ from sb3_diffrl.diffusion.chain import (
 from sb3_diffrl.diffusion.cuda_graph import CudaGraphs
 from sb3_diffrl.diffusion.denoisers import Denoiser, MlpDenoiser
 from sb3_diffrl.diffusion.dppo_mlp import DppoMlpDenoiser
-from sb3_diffrl.diffusion.exploration import LearnedNoise
 from sb3_diffrl.diffusion.noise_schedules import NOISE_SCHEDULES, make_alpha_bar
-from sb3_diffrl.diffusion.parameter_choice import choose_parameters
 from sb3_diffrl.diffusion.parametrization import PREDICTION_TYPES, TIMESTEP_SPACINGS
 from sb3_diffrl.diffusion.registry import DENOISERS, make_denoiser, named
 from sb3_diffrl.diffusion.transformer import TransformerDenoiser
@@ -31,11 +29,9 @@ __all__ = [
     "Denoiser",
     "DiffusionProcess",
     "DppoMlpDenoiser",
-    "LearnedNoise",
     "MlpDenoiser",
     "TransformerDenoiser",
     "UnetDenoiser",
-    "choose_parameters",
     "gaussian_log_prob",
     "make_alpha_bar",
     "make_denoiser",

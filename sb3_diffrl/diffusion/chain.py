@@ -236,7 +236,6 @@ class DiffusionProcess(nn.Module):
         ode: bool = False,
         frozen_steps: int = 0,
         from_policy: th.Tensor | None = None,
-        learned_std: th.Tensor | None = None,
     ) -> tuple[th.Tensor, list[th.Tensor]]:
         """
         Draw chains: the one place where the sampler steps.
@@ -248,8 +247,6 @@ class DiffusionProcess(nn.Module):
         :param ode: follow the probability-flow ODE
         :param frozen_steps: number of first steps that the last of the networks takes for all
         :param from_policy: ``(N, 1)`` whether the policy acts or the prior; None for the policy
-        :param learned_std: ``(N, k)`` standard deviations of the policy's steps, None for the
-            process's, which are the prior's in any case
         :return: ends of the chains ``(N, k + 1, D)``, where ``k = K - frozen_steps``, and their
             means ``(N, k, D)`` under the policy and, given ``from_policy``, under the prior
         """
@@ -274,13 +271,7 @@ class DiffusionProcess(nn.Module):
             mean = means[-1]
             if from_policy is not None:
                 mean = th.where(from_policy, means[-2], mean)
-            if ode or learned_std is None:
-                noisy = draw(mean, step)
-            else:
-                scale = learned_std[:, i, None]
-                if from_policy is not None:
-                    scale = th.where(from_policy, scale, std[step])
-                noisy = mean + scale * fresh[step]
+            noisy = draw(mean, step)
             chain.append(noisy)
         return th.stack(chain, dim=1), [th.stack(means[i::n_tuned], dim=1) for i in range(n_tuned)]
 
@@ -312,14 +303,9 @@ def gaussian_log_prob(value: th.Tensor, mean: th.Tensor, std: th.Tensor) -> th.T
     return -0.5 * squared - value.shape[-1] * (std.log() + 0.5 * math.log(2 * math.pi))
 
 
-def pathwise_kl(
-    mean: th.Tensor,
-    prior_mean: th.Tensor,
-    std: th.Tensor,
-    prior_std: th.Tensor | None = None,
-) -> th.Tensor:
+def pathwise_kl(mean: th.Tensor, prior_mean: th.Tensor, std: th.Tensor) -> th.Tensor:
     """
-    KL divergence between two chains, along given chains.
+    KL divergence between two chains with equal standard deviations, along given chains.
 
     Averaged over chains of the first process it is exactly ``KL(chain || prior chain)``, and by the
     data-processing inequality an upper bound on the KL divergence of the actions. On chains drawn
@@ -327,16 +313,10 @@ def pathwise_kl(
 
     :param mean: ``(..., K, D)`` transition means of the policy
     :param prior_mean: ``(..., K, D)`` transition means of the prior on the same chains
-    :param std: ``(K,)``, or ``(..., K)`` given ``prior_std``
-    :param prior_std: ``(K,)`` standard deviations of the prior; None where they are the policy's
+    :param std: ``(K,)``
     :return: ``(...)`` nats per decision
     """
-    denominator = std if prior_std is None else prior_std
-    distance = ((mean - prior_mean) / denominator.unsqueeze(-1)).square().sum(dim=(-2, -1)) / 2
-    if prior_std is None:
-        return distance
-    ratio = (std / prior_std).square()
-    return distance + mean.shape[-1] / 2 * (ratio - 1 - ratio.log()).sum(dim=-1)
+    return ((mean - prior_mean) / std.unsqueeze(-1)).square().sum(dim=(-2, -1)) / 2
 
 
 def mixture_log_prob(

@@ -42,7 +42,6 @@ class ActionNoiseProcess(DiffusionProcess):
         ode: bool = False,
         frozen_steps: int = 0,
         from_policy: th.Tensor | None = None,
-        learned_std: th.Tensor | None = None,
     ) -> tuple[th.Tensor, list[th.Tensor]]:
         """
         Draw actions; parameters as in :meth:`DiffusionProcess.sample`.
@@ -53,7 +52,6 @@ class ActionNoiseProcess(DiffusionProcess):
         :param ode: the same
         :param frozen_steps: not supported, 0
         :param from_policy: as there
-        :param learned_std: ``(N, 1)``
         :return: chains ``(N, 2, D)`` and their means ``(N, 1, D)``
         """
         if frozen_steps:
@@ -61,10 +59,7 @@ class ActionNoiseProcess(DiffusionProcess):
         start = noise[0]
         means = [self._follow(denoiser, start, condition) for denoiser, condition in networks]
         mean = means[0] if from_policy is None else th.where(from_policy, means[0], means[1])
-        std: float | th.Tensor = self._std[sampling_std][0]
-        if learned_std is not None:
-            std = learned_std if from_policy is None else th.where(from_policy, learned_std, std)
-        action = mean if ode else mean + std * noise[-1]
+        action = mean if ode else mean + self._std[sampling_std][0] * noise[-1]
         return th.stack([start, action], dim=1), [each.unsqueeze(1) for each in means]
 
     def chain_means(self, denoiser: Denoiser, chain: th.Tensor, condition: th.Tensor) -> th.Tensor:

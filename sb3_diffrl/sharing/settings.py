@@ -34,7 +34,6 @@ from sb3_diffrl.sharing.checks import (
     plain,
     real,
     short,
-    text,
     whole,
 )
 from sb3_diffrl.wrappers.decisions import WRAPPERS
@@ -217,17 +216,12 @@ HYPERPARAMETERS: dict[str, Codec] = {
     "imitation": Codec(_encode_imitation, _decode_imitation),
     "performance_target": _same(optional(real())),
     "gamma_denoise": _UNIT,
-    "clip_range_base": _same(optional(real(0, 1e6))),
-    "clip_range_rate": _same(real(0, 100)),
     "advantage_floor": _same(real(0)),
     "critic_learning_rate": _OPTIONAL_RATE,
     "critic_warmup": _same(whole(0, 10**9)),
     "micro_batch_size": _same(optional(whole(1, 2**24))),
     "precision": _same(one_of(PRECISIONS)),
 }
-
-# What files of the first version lack, and had.
-ADDED_HYPERPARAMETERS = {"clip_range_base": None, "clip_range_rate": 3.0}
 
 
 def _encode_improvement(improvement: Improvement) -> dict[str, Any]:
@@ -300,8 +294,6 @@ def decode_all(table: Mapping[str, Codec], value: Any) -> dict[str, Any]:
     :raises ValueError: naming the attribute, what was expected and found
     """
     decoded = {}
-    if isinstance(value, Mapping):
-        value = {k: each for k, each in ADDED_HYPERPARAMETERS.items() if k in table} | {**value}
     for (name, codec), entry in zip(table.items(), entries(value, *table), strict=True):
         with at(name):
             decoded[name] = codec.decode(entry)
@@ -338,12 +330,6 @@ def _net_arch(value: Any) -> Any:
     return layers(value)
 
 
-def _finetuned_layers(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return list_of(text, MAX_LAYERS)(value)
-    return optional(text if isinstance(value, str) else whole(1, MAX_LAYERS))(value)
-
-
 _numbers = list_of(real(), 2**14)
 
 POLICY_KWARGS: dict[str, Check] = {
@@ -354,9 +340,6 @@ POLICY_KWARGS: dict[str, Check] = {
     "eta": real(0, 1),
     "sigma_min": real(0, 1e3),
     "exploration": one_of(diffusion.EXPLORATIONS),
-    "sigma_max": optional(real(0, 1e3)),
-    "sigma_arch": optional(list_of(whole(1, MAX_WIDTH), MAX_LAYERS)),
-    "finetuned_layers": _finetuned_layers,
     "freeze_encoder": flag,
     "prediction_type": one_of(diffusion.PREDICTION_TYPES),
     "clip_sample": optional(real(0, 1e6)),
@@ -378,11 +361,8 @@ ADDED_POLICY_KWARGS = {
     "timestep_spacing",
     "use_clipped_model_output",
     "action_range",
-    "finetuned_layers",
     "freeze_encoder",
     "exploration",
-    "sigma_max",
-    "sigma_arch",
 }
 
 
