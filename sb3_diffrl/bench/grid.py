@@ -81,7 +81,7 @@ def _connect(jobs: int | None, address: str | None) -> ModuleType:
         raise ImportError("The grid runs on Ray: pip install 'sb3-diffrl[benchmark]'") from error
     how: dict[str, Any] = {"log_to_driver": False, "logging_level": "WARNING"}
     if address is None:
-        ray.init(num_cpus=jobs, include_dashboard=False, **how)
+        ray.init("local", num_cpus=jobs, include_dashboard=False, **how)
     else:
         ray.init(address, **how)
     return ray
