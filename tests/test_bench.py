@@ -29,7 +29,7 @@ from sb3_diffrl.bench.records import (
     read_records,
 )
 from sb3_diffrl.bench.rows import ResultRow, add_rows, read_rows, results_table, rows_of
-from sb3_diffrl.bench.runs import Run, execute, in_process, measure, plan_run
+from sb3_diffrl.bench.runs import Run, command, execute, in_process, measure, plan_run
 from sb3_diffrl.bench.tasks import Task, avoiding, find_tasks, from_yaml
 from sb3_diffrl.bench.training import (
     Prior,
@@ -456,6 +456,7 @@ def test_the_grid_runs_what_is_missing_and_goes_on_after_a_failure(tmp_path: Pat
     assert "0 runs to do, 3 done before" in console.export_text()
     for found in read_records(folder / "avoiding.jsonl"):
         assert found.peak_rss_mb > 50 and found.wall_s > 0
+        assert found.command == command() and "pytest" in found.command  # not the worker's
 
 
 def test_the_command_runs_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

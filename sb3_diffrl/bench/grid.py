@@ -9,6 +9,7 @@ runs alone, and those that the files have are not made again.
 import pathlib
 import traceback
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sb3_diffrl.bench.records import Record, add_records, read_records
-from sb3_diffrl.bench.runs import Run, execute
+from sb3_diffrl.bench.runs import Run, command, execute
 from sb3_diffrl.bench.training import Prior
 from sb3_diffrl.files import Path
 
@@ -110,7 +111,7 @@ def _work(
             (done, *_), _ = ray.wait(list(pending), num_returns=1)
             run = pending.pop(done)
             try:
-                record: Record = ray.get(done)
+                record: Record = replace(ray.get(done), command=command())  # this process's
             except ray.exceptions.RayError:
                 console.print(f"{' '.join(map(str, run.key))}: failed")
                 console.print(traceback.format_exc(), markup=False, highlight=False)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pathlib
+import shlex
 import subprocess
 import sys
 import time
@@ -289,9 +290,17 @@ def execute(run: Run, prior: Prior | None = None) -> Record:
         peak_rss_mb=round(peak_rss_mb(), 1),
         started=started,
         commit=commit(),
-        command=" ".join(sys.argv),
+        command=command(),
         versions=versions(),
     )
+
+
+def command() -> str:
+    """:return: the command line of this process, its program without its folder"""
+    program, *arguments = sys.orig_argv
+    if arguments and pathlib.Path(arguments[0]).is_absolute():  # a script such as sb3-diffrl
+        program, *arguments = arguments
+    return shlex.join([pathlib.Path(program).name, *arguments])
 
 
 def versions() -> dict[str, str]:
