@@ -94,15 +94,12 @@ def _work(
     # A process for each: its peak memory is its own, and what it leaves behind ends with it.
     alone = ray.remote(num_cpus=1, max_calls=1, max_retries=0)
     make_prior, start = alone(_make_prior), alone(_execute)
-    made: dict[str, object] = {}
-    pending = {}
-    for run in todo:
-        prior = None
-        if run.needs_prior:
-            name = run.prior_key
-            made.setdefault(name, make_prior.remote(run, priors))
-            prior = made[name]
-        pending[start.remote(run, prior)] = run
+    keys = [run.prior_key if run.needs_prior else None for run in todo]
+    first = dict(zip(reversed(keys), reversed(todo), strict=True))  # of the runs that share a prior
+    made: dict[str | None, Any] = {
+        key: make_prior.remote(first[key], priors) for key in dict.fromkeys(keys) if key
+    }
+    pending = {start.remote(run, made.get(key)): run for run, key in zip(todo, keys, strict=True)}
     failed = 0
     columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
