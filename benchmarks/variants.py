@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from sb3_diffrl.bench.cells import markdown
 from sb3_diffrl.bench.grid import run_grid
 from sb3_diffrl.bench.records import Point, Record, Successes, read_records
 from sb3_diffrl.bench.runs import Run
@@ -102,7 +103,7 @@ def report(
             "actions; means over seeds, each with a prior of its own, with 95 % intervals: "
             "Student's t over the seeds, of a single run Wilson's over its episodes.",
             "",
-            *(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *lines]),
+            *markdown(head, lines),
         ]
     )
     write_text(file.with_suffix(".md"), text + "\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from sb3_diffrl.demonstrations.statistics import Statistics
 from sb3_diffrl.envs.avoiding import AvoidingVectorEnv
 from sb3_diffrl.envs.avoiding_world import FINISH_Y, HIGH, LOW, N_WAYS, RADIUS, START_X
 from sb3_diffrl.evaluation import wilson_interval
+from sb3_diffrl.files import write_bytes
 from sb3_diffrl.random_state import preserved_random_state
 from sb3_diffrl.wrappers import GymVecEnv
 
@@ -320,8 +321,6 @@ def save_figure(figure: Figure, path: str | pathlib.Path, **kwargs: Any) -> None
     :param path: of the PNG; its folder is made
     :param kwargs: of matplotlib's ``savefig``
     """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    figure.savefig(temporary, dpi=150, format="png", **kwargs)
-    os.replace(temporary, path)
+    image = io.BytesIO()
+    figure.savefig(image, dpi=150, format="png", **kwargs)
+    write_bytes(path, image.getvalue())

@@ -10,7 +10,6 @@ in: for actions where several ways are open, and for whole plans from the start.
 import argparse
 import csv
 import io
-import os
 import pathlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +37,7 @@ from sb3_diffrl.envs.avoiding_world import (
     observe,
     ways_taken,
 )
-from sb3_diffrl.files import write_text
+from sb3_diffrl.files import write_bytes, write_text
 from sb3_diffrl.multimodality import fresh_exploration
 from sb3_diffrl.random_state import preserved_random_state
 
@@ -280,10 +279,9 @@ def save_embedding(
     shown = [(history, plans) for history in histories for plans in history.panels()]
     sizes = [len(plans.ways) for _, plans in shown]
     x, y = np.concatenate(embedded).T
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp.npz")
+    content = io.BytesIO()
     np.savez_compressed(
-        temporary,
+        content,
         method=np.repeat([history.method for history, _ in shown], sizes),
         layout=np.repeat([history.layout for history, _ in shown], sizes),
         env_steps=np.repeat([plans.env_steps for _, plans in shown], sizes),
@@ -291,7 +289,7 @@ def save_embedding(
         x=x.astype(np.float32),
         y=y.astype(np.float32),
     )
-    os.replace(temporary, path)
+    write_bytes(path, content.getvalue())
 
 
 def run_multimodality(args: argparse.Namespace) -> None:
