@@ -56,6 +56,7 @@ from sb3_diffrl.schedules import (
 )
 from sb3_diffrl.wrappers.action_chunks import ActionChunkWrapper
 from sb3_diffrl.wrappers.decisions import decisions, mending_spaces
+from sb3_diffrl.wrappers.observation_history import ObservationHistoryWrapper
 from sb3_diffrl.wrappers.records import WrapperRecord, find, recorded_wrappers
 
 SelfDiffusionPPO = TypeVar("SelfDiffusionPPO", bound="DiffusionPPO")
@@ -307,8 +308,11 @@ class DiffusionPPO(PPO):
         :param demonstrations: in the env's own units, step-wise or as decisions
         :raises ValueError: where they do not fit the spaces
         """
-        seen = self._as_seen(self._decisions(demonstrations))
-        self.imitation_buffer.set_demonstrations(seen, self.policy)
+        decisions = self._decisions(demonstrations)
+        step_wise = None
+        if decisions is not demonstrations or not self.env_wrappers:
+            step_wise = demonstrations
+        self.imitation_buffer.set_demonstrations(self._as_seen(decisions), self.policy, step_wise)
 
     def _decisions(self, demonstrations: Demonstrations) -> Demonstrations:
         """Cut into decisions of the wrapped env what is not."""
@@ -337,7 +341,7 @@ class DiffusionPPO(PPO):
         :param kwargs: see :func:`sb3_diffrl.pretraining.pretrain`
         :return: losses and steps taken
         """
-        demonstrations = self._decisions(demonstrations)
+        given, demonstrations = demonstrations, self._decisions(demonstrations)
         env = self._vec_normalize_env
         if env is not None and env.norm_obs and kwargs.get("fit_normalizer", True):
             checked = check_demonstrations(demonstrations, self.policy)
@@ -353,7 +357,7 @@ class DiffusionPPO(PPO):
         kwargs.setdefault("precision", self.precision)
         seen = self._as_seen(demonstrations)
         result = pretrain(self.policy, seen, logger=self.logger, **kwargs)
-        self.set_demonstrations(demonstrations)
+        self.set_demonstrations(given)
         self._forget_improvement()
         return result
 
@@ -380,6 +384,8 @@ class DiffusionPPO(PPO):
                 self._evaluate_rollout()
         else:
             self.imitation_buffer.forget_pending(self.n_envs)
+        if go_on:
+            self._carry_over()
         if go_on and self._imitates("successes"):
             actions = rollout_buffer.actions[..., -self.policy.action_dim :]
             self.imitation_buffer.add_rollout(
@@ -394,6 +400,23 @@ class DiffusionPPO(PPO):
         self.logger.record("time/decisions", self.num_timesteps)
         self.logger.record("time/env_steps", self.env_steps)
         return go_on
+
+    def _carry_over(self) -> None:
+        """Carry demonstrations over to the scenes in which episodes of the rollout began."""
+        transport = self.imitation.transport
+        begins = self.rollout_buffer.episode_starts.astype(bool)
+        if transport is None or not begins.any():
+            return
+        if not self.imitation.weights(self.signals())["context"]:
+            return
+        met = np.asarray(self.rollout_buffer.observations)[begins]
+        if self._vec_normalize_env is not None:
+            met = self._vec_normalize_env.unnormalize_obs(met)
+        if find(self.env_wrappers, ObservationHistoryWrapper.__name__) is not None:
+            met = met[:, -1]
+        carried = self.imitation_buffer.carried_over(transport, met)
+        seen = self._as_seen(self._decisions(carried))
+        self.imitation_buffer.add_carried_over(seen, self.policy, self.imitation.capacity)
 
     @th.no_grad()
     def _evaluate_rollout(self) -> None:

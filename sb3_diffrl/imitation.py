@@ -6,16 +6,17 @@ Policy gradients see only the states that the policy visits; elsewhere, and on t
 foremost, nothing holds it. Three terms do, each weighted by itself:
 
 - *demonstrations*: on demonstrated states the policy keeps the prior's prediction;
-- *context*: the same where the entries of the observation that hardly vary in the demonstrations
-  (where obstacles or objects stand) take the values met online. It carries the demonstrated
-  behaviours over to the new scene, also where the prior never succeeds and no reward is seen;
+- *context*: demonstrations carried over to the scenes met online, also where the prior never
+  succeeds and no reward is seen. Without ``transport`` the behaviour is kept, and the entries of
+  the observation that hardly vary in the demonstrations (where obstacles stand) take the values
+  met. With it the behaviour follows what it handles: demonstrations are moved to where things are;
 - *successes*: imitation of the agent's own successful episodes.
 """
 
 import math
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -27,10 +28,12 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_diffrl.batches import Batches, TensorBatches, batches, check_demonstrations, index
 from sb3_diffrl.demonstrations import Demonstrations
+from sb3_diffrl.demonstrations.transport import Transport
 from sb3_diffrl.policies import DiffusionActorCriticPolicy
 from sb3_diffrl.schedules import IMITATION, Constant, Schedule, ScheduleSpec, Signals
 
 ImitationSpec = ScheduleSpec | Mapping[str, Any]
+Episode = tuple[Any, np.ndarray]
 
 
 @dataclass
@@ -42,7 +45,11 @@ class Imitation:
     :param context: weight of the loss on demonstrations in contexts met online
     :param successes: weight of the loss on own successful decisions
     :param batch_size: samples of each term per minibatch
-    :param capacity: number of own successful decisions kept, the oldest leaving first
+    :param transport: carries demonstrations over to the scenes met, see
+        :class:`~sb3_diffrl.demonstrations.transport.Transport`, the mapping of its parameters, or a
+        function of the same arguments; None replaces what hardly varies
+    :param capacity: number of own successful decisions kept, and of carried-over ones, the oldest
+        episodes leaving first
     :param warmup_steps: gradient steps by imitation alone, in each iteration of critic_warmup
     :param warmup_learning_rate: their learning rate, which falls linearly to a third in each
         iteration
@@ -51,6 +58,7 @@ class Imitation:
     demonstrations: Schedule = field(default_factory=lambda: Constant(0.0))
     context: Schedule = field(default_factory=lambda: Constant(0.0))
     successes: Schedule = field(default_factory=lambda: Constant(0.0))
+    transport: Callable[..., Episode] | None = None
     batch_size: int = 256
     capacity: int = 100_000
     warmup_steps: int = 0
@@ -76,11 +84,11 @@ class Imitation:
             "warmup_steps": (Integral, 0),
             "warmup_learning_rate": (Real, 1e-12),
         }
-        unknown = set(spec) - {*cls.terms, *numbers}
+        unknown = set(spec) - {*cls.terms, *numbers, "transport"}
         if unknown:
             raise ValueError(
                 f"imitation={dict(spec)!r}: unknown {sorted(unknown)}. "
-                f"Expected any of {', '.join((*cls.terms, *numbers))}."
+                f"Expected any of {', '.join((*cls.terms, *numbers, 'transport'))}."
             )
         for name, (kind, least) in numbers.items():
             if name not in spec:
@@ -93,6 +101,7 @@ class Imitation:
                     f"of at least {least:g}, got {value!r}."
                 )
         arguments: dict[str, Any] = {name: spec[name] for name in numbers if name in spec}
+        arguments["transport"] = _as_transport(spec.get("transport"))
         arguments |= {
             name: replace(IMITATION, name=f"imitation {name}").schedule(spec[name])
             for name in cls.terms
@@ -109,29 +118,89 @@ class Imitation:
 
 
 class ImitationBuffer:
-    """What there is to imitate: demonstrations, and own successful episodes as they end."""
+    """
+    What there is to imitate: demonstrations, the same carried over to the scenes met, and own
+    successful episodes as they end.
+    """
 
     def __init__(self) -> None:
         self.demonstrations: Demonstrations | None = None
-        self._episodes: deque[tuple[Any, np.ndarray]] = deque()
+        self._step_wise: Demonstrations | None = None
+        self._episodes: dict[str, deque[Episode]] = {"context": deque(), "successes": deque()}
         # Per env the parts of the episode under way; None where its start was not seen.
-        self._pending: list[list[tuple[Any, np.ndarray]] | None] = []
+        self._pending: list[list[Episode] | None] = []
         self._batches: dict[str, Batches] = {}
 
     @property
     def n_successes(self) -> int:
         """Number of own successful decisions kept."""
-        return sum(len(actions) for _, actions in self._episodes)
+        return self._n_kept("successes")
+
+    def _n_kept(self, term: str) -> int:
+        return sum(len(actions) for _, actions in self._episodes[term])
 
     def set_demonstrations(
-        self, demonstrations: Demonstrations, policy: DiffusionActorCriticPolicy
+        self,
+        demonstrations: Demonstrations,
+        policy: DiffusionActorCriticPolicy,
+        step_wise: Demonstrations | None = None,
     ) -> None:
         """
         :param demonstrations: checked against the policy's spaces
         :param policy: the policy that imitates them
+        :param step_wise: the same in environment steps and the env's own units, to carry over
         """
         self.demonstrations = check_demonstrations(demonstrations, policy)
-        self._batches.pop("demonstrations", None)
+        self._step_wise = step_wise
+        self._episodes["context"].clear()
+        for term in ("demonstrations", "context"):
+            self._batches.pop(term, None)
+
+    def carried_over(self, transport: Callable[..., Episode], met: np.ndarray) -> Demonstrations:
+        """
+        :param transport: see :class:`Imitation`
+        :param met: first observations of ``N`` episodes, ``(N, F)`` in the env's own units
+        :return: for each a demonstration, drawn at random, as it would be there, in environment
+            steps
+        :raises ValueError: without step-wise demonstrations
+        """
+        if self._step_wise is None:
+            raise ValueError(
+                "imitation: transport carries over step-wise demonstrations, and these are none. "
+                "Give pretrain or set_demonstrations the steps of the env inside of its wrappers."
+            )
+        source, ends = self._step_wise, self._step_wise.episode_ends
+        drawn = th.randint(len(ends), (len(met),)).tolist()
+        episodes = []
+        for episode, first in zip(drawn, met, strict=True):
+            part = slice(0 if episode == 0 else int(ends[episode - 1]), int(ends[episode]))
+            steps = _map(lambda x, p=part: np.asarray(x[p]), source.observations)
+            episodes.append(transport(steps, np.asarray(source.actions[part]), first))
+        observations, actions = zip(*episodes, strict=True)
+        return Demonstrations.from_arrays(list(observations), list(actions))
+
+    def add_carried_over(
+        self, demonstrations: Demonstrations, policy: DiffusionActorCriticPolicy, capacity: int
+    ) -> None:
+        """
+        :param demonstrations: what :meth:`carried_over` gave, as decisions and as the policy sees
+            them
+        :param policy: that imitates them
+        :param capacity: number of decisions kept, the oldest episodes leaving first
+        """
+        checked = check_demonstrations(demonstrations, policy)
+        actions = policy.scale_action(np.asarray(checked.actions)).reshape(len(checked.actions), -1)
+        for begin, end in pairwise([0, *checked.episode_ends.tolist()]):
+            part = slice(begin, end)
+            seen = _map(lambda x, p=part: np.asarray(x[p]), checked.observations)
+            self._keep("context", (seen, actions[part]), capacity)
+
+    def _keep(self, term: str, episode: Episode, capacity: int) -> None:
+        episodes = self._episodes[term]
+        episodes.append(episode)
+        while episodes and self._n_kept(term) > capacity:
+            episodes.popleft()
+        self._batches.pop(term, None)
 
     def forget_pending(self, n_envs: int) -> None:
         """
@@ -174,24 +243,21 @@ class ImitationBuffer:
                     (_map(lambda x, p=part, e=env: x[p, e], observations), actions[part, env])
                 )
                 if outcomes[end - 1, env] == 2:
-                    self._episodes.append(_concatenate(parts))
+                    self._keep("successes", _concatenate(parts), capacity)
                 if outcomes[end - 1, env]:
                     self._pending[env] = None
-        while self._episodes and self.n_successes > capacity:
-            self._episodes.popleft()
-        self._batches.pop("successes", None)
 
     def batches(self, term: str, policy: DiffusionActorCriticPolicy) -> Batches | None:
         """
-        :param term: ``"demonstrations"`` or ``"successes"``
+        :param term: ``"demonstrations"``, ``"context"`` (those carried over) or ``"successes"``
         :param policy: gives device and action scale
         :return: what to draw from; None where there is none
         """
         if term not in self._batches:
             if term == "demonstrations" and self.demonstrations is not None:
                 self._batches[term] = batches(policy, self.demonstrations)
-            elif term == "successes" and self._episodes:
-                observations, actions = _concatenate(list(self._episodes))
+            elif episodes := self._episodes.get(term):
+                observations, actions = _concatenate(list(episodes))
                 scaled = th.as_tensor(actions.clip(-1, 1), device=policy.device)
                 self._batches[term] = TensorBatches(
                     obs_as_tensor(observations, policy.device), scaled
@@ -213,7 +279,8 @@ def imitation_losses(
     One draw of each term whose weight is not zero and that has data.
 
     Demonstrations are imitated through the prior, whose prediction is what they taught without the
-    noise of single draws; without a prior, and for own successes, the target is that of the draw.
+    noise of single draws; without a prior, and for what is not demonstrated, the target is that of
+    the draw.
 
     :param policy: whose actor is trained
     :param buffer: what there is to imitate
@@ -224,7 +291,9 @@ def imitation_losses(
     """
     losses = {}
     demonstrations = buffer.batches("demonstrations", policy)
-    if demonstrations is not None and (weights["demonstrations"] or weights["context"]):
+    carried_over = buffer.batches("context", policy)
+    replaces_context = bool(weights["context"]) and carried_over is None
+    if demonstrations is not None and (weights["demonstrations"] or replaces_context):
         obs, actions = demonstrations.draw(batch_size)
         obs = policy.preprocess(obs)
         levels, target, noisy = _diffuse(policy, actions)
@@ -233,16 +302,19 @@ def imitation_losses(
                 target = policy.prior.denoiser(noisy, levels, policy.prior.condition(obs))
         if weights["demonstrations"]:
             losses["demonstrations"] = _error(policy, obs, noisy, levels, target)
-        if weights["context"]:
+        if replaces_context:
             met = th.randint(len(_first(visited)), (batch_size,), device=policy.device)
             context = policy.preprocess(index(visited, met))
             obs = policy.actor.normalizer.replace_context(obs, context)
             losses["context"] = _error(policy, obs, noisy, levels, target)
-    successes = buffer.batches("successes", policy)
-    if successes is not None and weights["successes"]:
-        obs, actions = successes.draw(batch_size)
-        levels, target, noisy = _diffuse(policy, actions)
-        losses["successes"] = _error(policy, policy.preprocess(obs), noisy, levels, target)
+    for term, own in (
+        ("context", carried_over),
+        ("successes", buffer.batches("successes", policy)),
+    ):
+        if own is not None and weights[term]:
+            obs, actions = own.draw(batch_size)
+            levels, target, noisy = _diffuse(policy, actions)
+            losses[term] = _error(policy, policy.preprocess(obs), noisy, levels, target)
     return losses
 
 
@@ -273,6 +345,19 @@ def _error(
     predicted = policy.actor.denoiser(noisy, levels, condition)
     squared = (predicted - target).square().mean(dim=-1)
     return (squared / policy.process.velocity_scale[levels]).mean()
+
+
+def _as_transport(spec: Any) -> Callable[..., Episode] | None:
+    """A transport from the mapping of its parameters."""
+    if spec is None or callable(spec):
+        return spec
+    try:
+        return Transport(**spec)
+    except TypeError as error:
+        names = ", ".join(f.name for f in fields(Transport))
+        raise ValueError(
+            f"imitation: transport={spec!r}, expected a function, or a mapping of {names} ({error})"
+        ) from error
 
 
 def _map(function: Any, observations: Any) -> Any:

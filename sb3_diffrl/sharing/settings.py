@@ -13,6 +13,7 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 from torch import nn
 
 from sb3_diffrl import diffusion
+from sb3_diffrl.demonstrations.transport import Transport
 from sb3_diffrl.diffusion_ppo import DiffusionPPO
 from sb3_diffrl.encoders import ENCODERS
 from sb3_diffrl.imitation import Imitation
@@ -158,9 +159,36 @@ def _encode_imitation(imitation: Imitation) -> dict[str, Any]:
     for field in dataclasses.fields(imitation):
         with at(field.name):
             value = getattr(imitation, field.name)
-            is_term = field.name in imitation.terms
-            encoded[field.name] = encode_schedule(value) if is_term else real()(value)
+            if field.name == "transport":
+                encoded[field.name] = optional(_encode_transport)(value)
+            else:
+                is_term = field.name in imitation.terms
+                encoded[field.name] = encode_schedule(value) if is_term else real()(value)
     return encoded
+
+
+def _encode_transport(transport: Any) -> dict[str, Any]:
+    if type(transport) is not Transport:
+        raise ValueError(
+            f"{short(transport)} cannot be shared safely: expected a Transport instead of a "
+            "function of your own"
+        )
+    return {**dataclasses.asdict(transport), "objects": list(transport.objects)}
+
+
+def _decode_transport(value: Any) -> dict[str, Any]:
+    checks: dict[str, Check] = {
+        "hand": whole(0, 2**24),
+        "objects": list_of(whole(0, 2**24), MAX_LAYERS),
+        "goal": optional(whole(0, 2**24)),
+        "previous": whole(0, 2**24),
+        "step": real(0),
+    }
+    found = {}
+    for (name, check), given in zip(checks.items(), entries(value, *checks), strict=True):
+        with at(name):
+            found[name] = check(given)
+    return found
 
 
 def _decode_imitation(value: Any) -> Imitation:
@@ -172,9 +200,11 @@ def _decode_imitation(value: Any) -> Imitation:
             kind = decoded[name].get("kind") if isinstance(decoded[name], Mapping) else None
             fields = [f.name for f in dataclasses.fields(KINDS[one_of(KINDS)(kind)])]
             entries(decoded[name], "kind", *fields)
-    for name in set(names) - set(Imitation.terms):
+    for name in set(names) - set(Imitation.terms) - {"transport"}:
         with at(name):
             real(0, 2**24)(decoded[name])
+    with at("transport"):
+        decoded["transport"] = optional(_decode_transport)(decoded["transport"])
     return Imitation.parse(decoded)
 
 
