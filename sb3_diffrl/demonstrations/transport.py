@@ -76,6 +76,7 @@ class Transport:
         :raises ValueError: where the shapes do not fit
         """
         self._check(observations, actions, met)
+        met = met.astype(np.float64)
         last = len(actions) - 1
         shifts = {at: met[at : at + 3] - observations[0, at : at + 3] for at in self.objects}
         touched = {at: _touched(observations[:, at : at + 3]) for at in self.objects}
