@@ -153,7 +153,8 @@ def test_what_is_repeated_from_the_step_before() -> None:
     observations, actions = episodes_of(demonstrated(1))[0]
     twice = np.hstack([observations, np.vstack([observations[:1], observations[:-1]])])
     transport = Transport(hand=0, objects=(3,), goal=9, previous=12, step=STEP)
-    after, _ = transport(twice, actions, twice[0] + np.tile(elsewhere(np.zeros(12, np.float32), 0.3), 2))
+    shift = elsewhere(np.zeros(12, np.float32), 0.3)
+    after, _ = transport(twice, actions, twice[0] + np.tile(shift, 2))
     np.testing.assert_array_equal(after[1:, 12:], after[:-1, :12])
     np.testing.assert_array_equal(after[0, 12:], after[0, :12])
 
