@@ -19,6 +19,7 @@ from sb3_diffrl import DiffusionPPO, cli
 from sb3_diffrl.bench.commands import planned
 from sb3_diffrl.bench.grid import missing_runs, run_grid
 from sb3_diffrl.bench.methods import METHODS, Method, find_method
+from sb3_diffrl.bench.provenance import command
 from sb3_diffrl.bench.records import (
     EVAL_MODES,
     Evaluation,
@@ -29,7 +30,7 @@ from sb3_diffrl.bench.records import (
     read_records,
 )
 from sb3_diffrl.bench.rows import ResultRow, add_rows, read_rows, results_table, rows_of
-from sb3_diffrl.bench.runs import Run, command, execute, in_process, measure, plan_run
+from sb3_diffrl.bench.runs import Run, execute, in_process, measure, plan_run
 from sb3_diffrl.bench.tasks import Task, avoiding, find_tasks, from_yaml
 from sb3_diffrl.bench.training import (
     Prior,

@@ -17,8 +17,9 @@ import torch as th
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from sb3_diffrl.bench.provenance import command
 from sb3_diffrl.bench.records import Record, add_records, read_records
-from sb3_diffrl.bench.runs import Run, command, execute
+from sb3_diffrl.bench.runs import Run, execute
 from sb3_diffrl.bench.training import Prior
 from sb3_diffrl.files import Path
 

@@ -2,15 +2,11 @@
 
 import multiprocessing
 import pathlib
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple, TypeVar
 
 import torch as th
@@ -20,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_diffrl.bench import records
 from sb3_diffrl.bench.methods import Method
+from sb3_diffrl.bench.provenance import command, commit, peak_rss_mb, versions
 from sb3_diffrl.bench.records import EVAL_MODES, Point, Record, Successes
 from sb3_diffrl.bench.tasks import Task
 from sb3_diffrl.bench.training import (
@@ -37,11 +34,6 @@ from sb3_diffrl.evaluation import evaluate
 from sb3_diffrl.files import Path
 
 EVALUATION_SEED = 1000  # starts and layouts other than those of training
-PACKAGES = (
-    *("sb3-diffrl", "stable-baselines3", "sb3-contrib", "rl-zoo3", "gymnasium", "numpy", "torch"),
-    *("mujoco", "metaworld"),
-)
-
 Result = TypeVar("Result")
 
 
@@ -293,49 +285,6 @@ def execute(run: Run, prior: Prior | None = None) -> Record:
         command=command(),
         versions=versions(),
     )
-
-
-def command() -> str:
-    """:return: the command line of this process, its program without its folder"""
-    program, *arguments = sys.orig_argv
-    if arguments and pathlib.Path(arguments[0]).is_absolute():  # a script such as sb3-diffrl
-        program, *arguments = arguments
-    return shlex.join([pathlib.Path(program).name, *arguments])
-
-
-def versions() -> dict[str, str]:
-    """:return: versions of Python and of the packages that matter, where they are installed"""
-    found = {"python": sys.version.split()[0]}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def commit() -> str:
-    """:return: of this checkout, ``-dirty`` with changed files; empty outside one"""
-    folder = pathlib.Path(__file__).parent
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
-    try:
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return result.stdout.strip()
-
-
-def peak_rss_mb() -> float:
-    """:return: largest resident memory of this process so far, MB"""
-    status = pathlib.Path("/proc/self/status")
-    if status.exists():  # getrusage would count the process that this one was forked from
-        entries = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        if "VmHWM" in entries:
-            return int(entries["VmHWM"].split()[0]) / 2**10
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def in_process(function: Callable[..., Result], *args: Any) -> Result:
