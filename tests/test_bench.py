@@ -502,7 +502,7 @@ def test_metaworld_is_learned_by_its_own_demonstrations() -> None:
         assert task.hyperparams_of(algo)["demonstrations"][source]["task"] == "sweep"
     assert task.hyperparams_of("diffppo", "from_scratch")["demonstrations"] is None
     run = plan_run(task, METHODS["diffrl"], "positions")
-    assert (run.env_steps, run.curve_interval, run.curve_episodes) == (200_000, 25_000, 30)
+    assert (run.env_steps, run.curve_interval, run.curve_episodes) == (60_000, 7_500, 30)
     assert run.evaluation_env(None, 50).num_envs == 10
 
 
