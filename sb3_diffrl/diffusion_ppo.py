@@ -308,11 +308,12 @@ class DiffusionPPO(PPO):
         :param demonstrations: in the env's own units, step-wise or as decisions
         :raises ValueError: where they do not fit the spaces
         """
-        decisions = self._decisions(demonstrations)
-        step_wise = None
-        if decisions is not demonstrations or not self.env_wrappers:
-            step_wise = demonstrations
-        self.imitation_buffer.set_demonstrations(self._as_seen(decisions), self.policy, step_wise)
+        self._keep_demonstrations(demonstrations, self._decisions(demonstrations))
+
+    def _keep_demonstrations(self, given: Demonstrations, cut: Demonstrations) -> None:
+        """Keep the decisions to imitate, and the steps, where these were given, to carry over."""
+        step_wise = given if cut is not given or not self.env_wrappers else None
+        self.imitation_buffer.set_demonstrations(self._as_seen(cut), self.policy, step_wise)
 
     def _decisions(self, demonstrations: Demonstrations) -> Demonstrations:
         """Cut into decisions of the wrapped env what is not."""
@@ -357,7 +358,7 @@ class DiffusionPPO(PPO):
         kwargs.setdefault("precision", self.precision)
         seen = self._as_seen(demonstrations)
         result = pretrain(self.policy, seen, logger=self.logger, **kwargs)
-        self.set_demonstrations(given)
+        self._keep_demonstrations(given, demonstrations)
         self._forget_improvement()
         return result
 
@@ -382,10 +383,9 @@ class DiffusionPPO(PPO):
         if go_on:
             with precision(self.precision, self.device):
                 self._evaluate_rollout()
+            self._carry_over()
         else:
             self.imitation_buffer.forget_pending(self.n_envs)
-        if go_on:
-            self._carry_over()
         if go_on and self._imitates("successes"):
             actions = rollout_buffer.actions[..., -self.policy.action_dim :]
             self.imitation_buffer.add_rollout(
@@ -656,9 +656,11 @@ class DiffusionPPO(PPO):
         :param weights: by name of the term
         :return: the losses by name of the term
         """
+        imitation = self.imitation
+        contexts = visited if imitation.transport is None else None
         with precision(self.precision, self.device):
             losses = imitation_losses(
-                self.policy, self.imitation_buffer, visited, weights, self.imitation.batch_size
+                self.policy, self.imitation_buffer, contexts, weights, imitation.batch_size
             )
             if losses:
                 th.stack([weights[name] * loss for name, loss in losses.items()]).sum().backward()

@@ -271,7 +271,7 @@ class ImitationBuffer:
 def imitation_losses(
     policy: DiffusionActorCriticPolicy,
     buffer: ImitationBuffer,
-    visited: PyTorchObs,
+    visited: PyTorchObs | None,
     weights: Mapping[str, float],
     batch_size: int,
 ) -> dict[str, th.Tensor]:
@@ -284,16 +284,16 @@ def imitation_losses(
 
     :param policy: whose actor is trained
     :param buffer: what there is to imitate
-    :param visited: ``(B, ...)`` observations of the current rollout, for the contexts
+    :param visited: ``(B, ...)`` observations of the current rollout, whose near-constant entries
+        are the contexts; None where demonstrations are carried over instead
     :param weights: by name of the term
     :param batch_size: samples of each term
     :return: scalar losses by name of the term
     """
     losses = {}
     demonstrations = buffer.batches("demonstrations", policy)
-    carried_over = buffer.batches("context", policy)
-    replaces_context = bool(weights["context"]) and carried_over is None
-    if demonstrations is not None and (weights["demonstrations"] or replaces_context):
+    contexts = visited if weights["context"] else None
+    if demonstrations is not None and (weights["demonstrations"] or contexts is not None):
         obs, actions = demonstrations.draw(batch_size)
         obs = policy.preprocess(obs)
         levels, target, noisy = _diffuse(policy, actions)
@@ -302,17 +302,15 @@ def imitation_losses(
                 target = policy.prior.denoiser(noisy, levels, policy.prior.condition(obs))
         if weights["demonstrations"]:
             losses["demonstrations"] = _error(policy, obs, noisy, levels, target)
-        if replaces_context:
-            met = th.randint(len(_first(visited)), (batch_size,), device=policy.device)
-            context = policy.preprocess(index(visited, met))
+        if contexts is not None:
+            met = th.randint(len(_first(contexts)), (batch_size,), device=policy.device)
+            context = policy.preprocess(index(contexts, met))
             obs = policy.actor.normalizer.replace_context(obs, context)
             losses["context"] = _error(policy, obs, noisy, levels, target)
-    for term, own in (
-        ("context", carried_over),
-        ("successes", buffer.batches("successes", policy)),
-    ):
-        if own is not None and weights[term]:
-            obs, actions = own.draw(batch_size)
+    for term in ("context", "successes"):  # carried over, and own
+        kept = buffer.batches(term, policy)
+        if kept is not None and weights[term]:
+            obs, actions = kept.draw(batch_size)
             levels, target, noisy = _diffuse(policy, actions)
             losses[term] = _error(policy, policy.preprocess(obs), noisy, levels, target)
     return losses

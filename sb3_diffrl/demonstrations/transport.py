@@ -78,7 +78,8 @@ class Transport:
         self._check(observations, actions, met)
         met = met.astype(np.float64)
         last = len(actions) - 1
-        shifts = {at: met[at : at + 3] - observations[0, at : at + 3] for at in self.objects}
+        placed = [*self.objects] if self.goal is None else [*self.objects, self.goal]
+        shifts = {at: met[at : at + 3] - observations[0, at : at + 3] for at in placed}
         touched = {at: _touched(observations[:, at : at + 3]) for at in self.objects}
         first = self.objects[0]
         milestones = {0: np.zeros(3), touched[first] or last: shifts[first]}
@@ -87,25 +88,20 @@ class Transport:
             if step is not None and step > max(milestones) + 1:
                 milestones[step] = shifts[at]
         if self.goal is not None and last > max(milestones):
-            goal = slice(self.goal, self.goal + 3)
-            milestones[last] = met[goal] - observations[0, goal]
+            milestones[last] = shifts[self.goal]
 
         hand = observations[:, self.hand : self.hand + 3]
         displacement = np.zeros((last + 1, 3))
-        steps = sorted(milestones)
-        for begin, end in pairwise(steps):
+        for begin, end in pairwise(sorted(milestones)):
             way = milestones[end] - milestones[begin]
             displacement += _share_of_way(hand[:, :2], begin, end)[:, None] * way
 
         moved = observations.astype(np.float64)
         moved[:, self.hand : self.hand + 3] += displacement
-        for at in self.objects:
+        for at in placed:
             moved[:, at : at + 3] += shifts[at]
-            if (step := touched[at]) is not None:
+            if (step := touched.get(at)) is not None:
                 moved[step:, at : at + 3] += displacement[step:] - displacement[step]
-        if self.goal is not None:
-            goal = slice(self.goal, self.goal + 3)
-            moved[:, goal] += met[goal] - observations[0, goal]
         acted = actions.astype(np.float64)
         acted[:-1, :3] += np.diff(displacement, axis=0) / self.step
         return self._in_time(moved, acted, np.abs(actions[:, :3]).max(axis=1))
