@@ -16,7 +16,7 @@ foremost, nothing holds it. Three terms do, each weighted by itself:
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -28,7 +28,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_diffrl.batches import Batches, TensorBatches, batches, check_demonstrations, index
 from sb3_diffrl.demonstrations import Demonstrations
-from sb3_diffrl.demonstrations.transport import Transport
+from sb3_diffrl.demonstrations.transport import as_transport, carry_over
 from sb3_diffrl.policies import DiffusionActorCriticPolicy
 from sb3_diffrl.schedules import IMITATION, Constant, Schedule, ScheduleSpec, Signals
 
@@ -101,7 +101,7 @@ class Imitation:
                     f"of at least {least:g}, got {value!r}."
                 )
         arguments: dict[str, Any] = {name: spec[name] for name in numbers if name in spec}
-        arguments["transport"] = _as_transport(spec.get("transport"))
+        arguments["transport"] = as_transport(spec.get("transport"))
         arguments |= {
             name: replace(IMITATION, name=f"imitation {name}").schedule(spec[name])
             for name in cls.terms
@@ -169,15 +169,7 @@ class ImitationBuffer:
                 "imitation: transport carries over step-wise demonstrations, and these are none. "
                 "Give pretrain or set_demonstrations the steps of the env inside of its wrappers."
             )
-        source, ends = self._step_wise, self._step_wise.episode_ends
-        drawn = th.randint(len(ends), (len(met),)).tolist()
-        episodes = []
-        for episode, first in zip(drawn, met, strict=True):
-            part = slice(0 if episode == 0 else int(ends[episode - 1]), int(ends[episode]))
-            steps = _map(lambda x, p=part: np.asarray(x[p]), source.observations)
-            episodes.append(transport(steps, np.asarray(source.actions[part]), first))
-        observations, actions = zip(*episodes, strict=True)
-        return Demonstrations.from_arrays(list(observations), list(actions))
+        return carry_over(self._step_wise, transport, met)
 
     def add_carried_over(
         self, demonstrations: Demonstrations, policy: DiffusionActorCriticPolicy, capacity: int
@@ -343,19 +335,6 @@ def _error(
     predicted = policy.actor.denoiser(noisy, levels, condition)
     squared = (predicted - target).square().mean(dim=-1)
     return (squared / policy.process.velocity_scale[levels]).mean()
-
-
-def _as_transport(spec: Any) -> Callable[..., Episode] | None:
-    """A transport from the mapping of its parameters."""
-    if spec is None or callable(spec):
-        return spec
-    try:
-        return Transport(**spec)
-    except TypeError as error:
-        names = ", ".join(f.name for f in fields(Transport))
-        raise ValueError(
-            f"imitation: transport={spec!r}, expected a function, or a mapping of {names} ({error})"
-        ) from error
 
 
 def _map(function: Any, observations: Any) -> Any:

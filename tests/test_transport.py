@@ -14,8 +14,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_diffrl import DiffusionPPO
+from sb3_diffrl.bench.baselines import ClonedPPO
 from sb3_diffrl.demonstrations import Demonstrations
-from sb3_diffrl.demonstrations.transport import Transport
+from sb3_diffrl.demonstrations.transport import Transport, carry_over
 from sb3_diffrl.imitation import Imitation
 from sb3_diffrl.wrappers import ActionChunkWrapper, ObservationHistoryWrapper
 
@@ -279,6 +280,37 @@ def test_the_policy_learns_to_act_in_the_scenes_met() -> None:
         predicted, _ = model.predict(np.asarray(carried.observations))
         found[weight] = float(np.square(predicted - np.asarray(carried.actions)).mean())
     assert found[5.0] < 0.5 * found[0.0]
+
+
+@pytest.mark.parametrize("wrap", [None, chunked])
+def test_a_cloned_gaussian_learns_to_act_in_the_scenes_met(wrap: Any) -> None:
+    """Where the diffusion policy's demonstrations are carried over, so are the baseline's."""
+    found = {}
+    for until in (0.0, 1.0):
+        env = make_vec_env(lambda: CarryEnv(reach=0.3), 4, seed=0, wrapper_class=wrap)
+        model = ClonedPPO(
+            "MlpPolicy",
+            env,
+            n_steps=32,
+            batch_size=64,
+            n_epochs=1,
+            critic_warmup=3,
+            imitation_warmup_steps=300,
+            context_until=until,
+            transport={"hand": 0, "objects": [3, 6], "goal": 9, "step": STEP},
+            learning_rate=1e-3,
+            policy_kwargs={"net_arch": [64, 64]},
+            seed=0,
+            device="cpu",
+        )
+        model.pretrain(demonstrated(), gradient_steps=300, warmup_steps=10, scale_floor=0.5)
+        model.learn(3 * 128)
+        env.seed(9)
+        met = np.concatenate([np.asarray(env.reset()) for _ in range(10)])
+        carried = model._decisions(carry_over(demonstrated(), TRANSPORT, met))
+        predicted, _ = model.predict(np.asarray(carried.observations), deterministic=True)
+        found[until] = float(np.square(predicted - np.asarray(carried.actions)).mean())
+    assert found[1.0] < 0.5 * found[0.0]
 
 
 def test_a_weight_of_zero_carries_nothing_over() -> None:

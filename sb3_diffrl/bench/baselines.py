@@ -3,6 +3,7 @@
 import copy
 import math
 import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from sb3_diffrl.batches import TensorBatches, check_demonstrations
 from sb3_diffrl.demonstrations import Demonstrations
+from sb3_diffrl.demonstrations.transport import as_transport, carry_over
 from sb3_diffrl.normalization import ObservationNormalizer
 from sb3_diffrl.pretraining import PretrainingResult, update_average, warmup_cosine
 from sb3_diffrl.random_state import preserved_random_state
+from sb3_diffrl.wrappers.decisions import decisions
+from sb3_diffrl.wrappers.records import recorded_wrappers
 
 BATCH_SIZE = 256  # of imitation during RL
+CARRIED = 100_000  # carried-over decisions kept, the oldest leaving first
 
 
 class NormalizedExtractor(FlattenExtractor):
@@ -51,8 +56,8 @@ class ClonedPPO(PPO):
 
     The rest of DiffusionPPO's recipe is there as far as a Gaussian has it: the critic's warm-up,
     the floor of the advantages' spread, and imitation that goes on during RL, also in contexts met
-    online (see :mod:`sb3_diffrl.imitation`), whose gradient steps follow SB3's update. By default
-    all are off, and this is SB3's PPO.
+    online (see :mod:`sb3_diffrl.imitation`), whose gradient steps follow SB3's update. Own
+    successes are not imitated. By default all are off, and this is SB3's PPO.
 
     :param policy: as in :class:`stable_baselines3.PPO`
     :param env: as in there; observations are not to be normalised by ``VecNormalize``
@@ -65,6 +70,8 @@ class ClonedPPO(PPO):
     :param imitation_warmup_steps: the same in each iteration of ``critic_warmup``
     :param context_until: fraction of training until which demonstrations are imitated in contexts
         met online as well; 0 for never
+    :param transport: carries demonstrations over to the scenes met, as in ``imitation`` of
+        :class:`~sb3_diffrl.DiffusionPPO`; None replaces what hardly varies
     :param policy_kwargs: as in there; by default the features extractor is
         :class:`NormalizedExtractor` and the activation function the diffusion policy's
     :param kwargs: as in there
@@ -81,6 +88,7 @@ class ClonedPPO(PPO):
         imitation_steps: int = 0,
         imitation_warmup_steps: int = 0,
         context_until: float = 0.0,
+        transport: Mapping[str, Any] | Callable[..., Any] | None = None,
         policy_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
@@ -91,7 +99,10 @@ class ClonedPPO(PPO):
         self.imitation_steps = imitation_steps
         self.imitation_warmup_steps = imitation_warmup_steps
         self.context_until = context_until
+        self.transport = as_transport(transport)
         self._demonstrations: TensorBatches | None = None
+        self._step_wise: Demonstrations | None = None
+        self._carried: tuple[th.Tensor, th.Tensor] | None = None
         defaults = {"features_extractor_class": NormalizedExtractor, "activation_fn": nn.SiLU}
         kwargs["policy_kwargs"] = defaults | (policy_kwargs or {})
         super().__init__(policy, env, *args, **kwargs)
@@ -109,7 +120,7 @@ class ClonedPPO(PPO):
         :param kwargs: see :func:`pretrain_gaussian`
         :return: losses and steps taken
         """
-        result = pretrain_gaussian(self, demonstrations, **kwargs)
+        result = pretrain_gaussian(self, self._decisions(demonstrations), **kwargs)
         self.set_demonstrations(demonstrations)
         self.n_iterations = 0
         return result
@@ -121,8 +132,14 @@ class ClonedPPO(PPO):
         :param demonstrations: in the env's own units
         :raises ValueError: where they do not fit the spaces
         """
-        checked = check_demonstrations(demonstrations, self.policy)
-        self._demonstrations = _batches(self.policy, checked)
+        checked = check_demonstrations(self._decisions(demonstrations), self.policy)
+        self._demonstrations, self._step_wise = _batches(self.policy, checked), demonstrations
+        self._carried = None
+
+    def _decisions(self, demonstrations: Demonstrations) -> Demonstrations:
+        """Cut into decisions of the wrapped env what is not."""
+        wrappers = recorded_wrappers(self.env)
+        return decisions(demonstrations, wrappers, self.observation_space, self.action_space)
 
     def train(self) -> None:
         """Update on the rollout buffer as SB3 does, the critic alone at first; then imitate."""
@@ -134,15 +151,34 @@ class ClonedPPO(PPO):
             advantages = self.rollout_buffer.advantages
             spread = max(float(advantages.std()), self.advantage_floor)
             self.rollout_buffer.advantages = (advantages - advantages.mean()) / spread
+        in_context = 1 - self._current_progress_remaining <= self.context_until
+        if in_context and self.transport is not None:
+            self._carry_over(self.transport)
         super().train()
         for parameter in actor:
             parameter.requires_grad_(True)
         n_steps = self.imitation_warmup_steps if warming_up else self.imitation_steps
         if n_steps:
-            self._imitate(n_steps)
+            self._imitate(n_steps, in_context)
         self.n_iterations += 1
 
-    def _imitate(self, n_steps: int) -> None:
+    def _carry_over(self, transport: Callable[..., Any]) -> None:
+        """Carry demonstrations over to the scenes in which episodes of the rollout began."""
+        begins = self.rollout_buffer.episode_starts.astype(bool)
+        if self._step_wise is None or not begins.any():
+            return
+        carried = carry_over(
+            self._step_wise, transport, np.asarray(self.rollout_buffer.observations)[begins]
+        )
+        new = _batches(self.policy, check_demonstrations(self._decisions(carried), self.policy))
+        observations, actions = new.observations, new.actions
+        assert isinstance(observations, th.Tensor)  # a clone sees vectors
+        if self._carried is not None:
+            observations = th.cat([self._carried[0], observations])
+            actions = th.cat([self._carried[1], actions])
+        self._carried = observations[-CARRIED:], actions[-CARRIED:]
+
+    def _imitate(self, n_steps: int, in_context: bool) -> None:
         """Pull the mean to the demonstrated actions; the deviation is RL's."""
         if self._demonstrations is None:
             raise ValueError(
@@ -152,11 +188,14 @@ class ClonedPPO(PPO):
             )
         visited = next(self.rollout_buffer.get()).observations
         extractor = self.policy.pi_features_extractor
-        in_context = 1 - self._current_progress_remaining <= self.context_until
         for _ in range(n_steps):
             obs, actions = self._demonstrations.draw(BATCH_SIZE)
             losses = [self._error(obs, actions)]
-            if in_context and isinstance(extractor, NormalizedExtractor):
+            if in_context and self._carried is not None:
+                losses.append(self._error(*TensorBatches(*self._carried).draw(BATCH_SIZE)))
+            elif (
+                in_context and self.transport is None and isinstance(extractor, NormalizedExtractor)
+            ):
                 met = visited[th.randint(len(visited), (BATCH_SIZE,), device=self.device)]
                 obs = extractor.normalizer.replace_context(obs, met)
                 losses.append(self._error(obs, actions))
@@ -170,7 +209,7 @@ class ClonedPPO(PPO):
         return (self.policy.get_distribution(observations).mode() - actions).square().mean()
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_demonstrations"]
+        return [*super()._excluded_save_params(), "_demonstrations", "_step_wise", "_carried"]
 
 
 def actor_parameters(policy: ActorCriticPolicy) -> list[nn.Parameter]:
@@ -308,9 +347,10 @@ def _loss(policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tenso
 
 
 def _batches(policy: ActorCriticPolicy, demonstrations: Demonstrations) -> TensorBatches:
-    """Actions are as the Gaussian has them: in the env's units."""
+    """Actions are as the Gaussian has them: flat and in the env's units."""
     observations, _ = policy.obs_to_tensor(np.asarray(demonstrations.observations))
     actions = th.as_tensor(np.asarray(demonstrations.actions, np.float32), device=policy.device)
+    actions = actions.flatten(1)
     weights = demonstrations.weights
     if weights is not None:
         weights = np.repeat(weights, demonstrations.lengths)

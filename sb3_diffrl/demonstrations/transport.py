@@ -8,11 +8,16 @@ accordingly: wherever the thing was met, the hand goes there and then does what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import torch as th
 from numpy.typing import NDArray
+
+from sb3_diffrl.demonstrations.dataset import Demonstrations
 
 Floats = NDArray[np.float32]
 
@@ -136,6 +141,53 @@ class Transport:
                 f"transport: observation of shape {met.shape} and actions {actions.shape[1:]}, "
                 f"expected {observations.shape[1:]}, as demonstrated, and at least 3 actions"
             )
+
+
+def as_transport(spec: Any) -> Callable[..., tuple[Any, NDArray[Any]]] | None:
+    """
+    :param spec: the mapping of a :class:`Transport`'s parameters, a function of the same arguments,
+        or None
+    :return: what carries over, None where nothing does
+    :raises ValueError: saying what is expected
+    """
+    if spec is None or callable(spec):
+        return spec
+    try:
+        return Transport(**spec)
+    except TypeError as error:
+        names = ", ".join(f.name for f in fields(Transport))
+        raise ValueError(
+            f"imitation: transport={spec!r}, expected a function, or a mapping of {names} ({error})"
+        ) from error
+
+
+def carry_over(
+    demonstrations: Demonstrations,
+    transport: Callable[..., tuple[Any, NDArray[Any]]],
+    met: NDArray[Any],
+) -> Demonstrations:
+    """
+    Carry a demonstration, drawn at random by torch's generator, over to each scene.
+
+    :param demonstrations: in environment steps and the env's own units
+    :param transport: see :class:`Transport`
+    :param met: first observations of ``N`` episodes, ``(N, F)`` in the env's own units
+    :return: ``N`` demonstrations in environment steps
+    """
+    ends = demonstrations.episode_ends
+    drawn = th.randint(len(ends), (len(met),)).tolist()
+    episodes = []
+    for episode, first in zip(drawn, met, strict=True):
+        part = slice(0 if episode == 0 else int(ends[episode - 1]), int(ends[episode]))
+        seen = demonstrations.observations
+        steps: Any = (
+            {key: np.asarray(each[part]) for key, each in seen.items()}
+            if isinstance(seen, dict)
+            else np.asarray(seen[part])
+        )
+        episodes.append(transport(steps, np.asarray(demonstrations.actions[part]), first))
+    observations, actions = zip(*episodes, strict=True)
+    return Demonstrations.from_arrays(list(observations), list(actions))
 
 
 def _touched(position: Floats) -> int | None:
