@@ -39,7 +39,7 @@ from sb3_diffrl.bench.statistics import (
     quotient,
 )
 from sb3_diffrl.bench.study import MAIN, Study, drops, finetuned, outcome
-from sb3_diffrl.bench.tables import paper
+from sb3_diffrl.bench.tables import ablations, paper
 from sb3_diffrl.bench.training_tables import progress, times
 from sb3_diffrl.evaluation import wilson_interval
 
@@ -338,6 +338,27 @@ def test_paper_beside_ours(few_draws: None) -> None:
     assert rows["DiffRL"][steps] == "300 (2/2)" and rows["Diffusion only"][steps] == "–"
     # Methods in the order of the labels, others after them.
     assert list(rows) == ["method", "Diffusion only", "DiffRL", "own"]
+
+
+def test_what_each_part_changes(few_draws: None) -> None:
+    """With the part .9 and .7 in two scenes, without it .4 and .8, in runs that hardly differ."""
+    curve = ((0, 0.0), (1000, 0.5))
+    rates = {"paper": (0.9, 0.7), "no_kl": (0.4, 0.8)}
+    runs = [
+        record(method, perturbation=f"scene:{i}", seed=seed, after=rate + seed / 100, curve=curve)
+        for method, scenes in rates.items()
+        for i, rate in enumerate(scenes)
+        for seed in range(3)
+    ]
+    runs.append(record("no_imitation", perturbation="scene:5"))  # has nothing to be held against
+    lines = [[c.strip() for c in line.split("|")[1:-1]] for line in ablations(Study(runs, LABELS))]
+    (row,) = (line for line in lines if line[:1] == ["prior KL"])
+    assert row[1:6] == ["DiffRL, all parts", "NoKL", "scene", "2 of 3", "6 and 6"]
+    assert row[6].startswith("**+0.20 [+0.") and row[8] == "+0.00 [+0.00, +0.00]"
+    assert not any("imitation during RL" in line for line in lines)
+    assert not ablations(Study(runs[:6], LABELS))
+    single = [run for run in runs if run.seed == 0 and run.perturbation == "scene:0"]
+    assert "| +0.50 |" in ablations(Study(single, LABELS))[-1]
 
 
 def test_progress_names_what_is_missing() -> None:

@@ -37,6 +37,15 @@ _ALL = (
     Method("tqc", "TQC from scratch", "tqc"),
 )
 METHODS = {method.name: method for method in _ALL}
+# An experiment that leaves something out; the method that has it; and what it is.
+ABLATIONS = (
+    ("no_kl", "paper", "prior KL"),
+    ("fixed_beta", "paper", "adaptive weight of the KL"),
+    ("no_mixing", "paper", "mixing"),
+    ("no_imitation", "diffrl", "imitation during RL"),
+    ("no_context", "diffrl", "demonstrations in the scenes met"),
+    ("imitation_only", "diffrl", "policy gradients"),
+)
 LABELS = {method.name: method.label for method in _ALL}
 
 

@@ -116,6 +116,7 @@ def sections(study: Study, planned: Sequence[Key] | None) -> Iterator[Lines]:
     yield tables.tasks(study)
     yield tables.aggregated(study)
     yield tables.comparisons(study)
+    yield tables.ablations(study)
     yield training_tables.speed(study)
     yield training_tables.forgetting(study)
     yield training_tables.progress(study, planned)

@@ -165,7 +165,16 @@ def improvement(ours: np.ndarray, others: np.ndarray) -> np.ndarray:
         then differences of the means; ``(2n,)``
     """
     wins = np.sign(ours[:, None] - others[None]).mean(axis=(0, 1, 2))
-    return np.concatenate([(wins + 1) / 2, means(ours) - means(others)])
+    return np.concatenate([(wins + 1) / 2, difference(ours, others)])
+
+
+def difference(ours: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """
+    :param ours: scores of a method, ``(N, M, n)``
+    :param others: of another on the same tasks
+    :return: differences of the means, ``(n,)``
+    """
+    return means(ours) - means(others)
 
 
 def quotient(above: np.ndarray, below: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Sections of a benchmark's report on what the methods reach, in Markdown."""
 
+import math
 import statistics
 
 from sb3_diffrl.bench.cells import (
@@ -13,17 +14,28 @@ from sb3_diffrl.bench.cells import (
     plural,
     steps_to,
 )
-from sb3_diffrl.bench.records import EVAL_MODES, Evaluation
+from sb3_diffrl.bench.methods import ABLATIONS
+from sb3_diffrl.bench.records import EVAL_MODES, Evaluation, Record
 from sb3_diffrl.bench.statistics import (
     REPETITIONS,
     by_task,
+    difference,
     estimate,
     improvement,
     mean_rates,
     over_seeds,
     strata,
 )
-from sb3_diffrl.bench.study import MAIN, PRIOR, REFERENCES, Study, in_common, outcome, success
+from sb3_diffrl.bench.study import (
+    MAIN,
+    PRIOR,
+    REFERENCES,
+    Study,
+    in_common,
+    outcome,
+    success,
+    trained,
+)
 
 # Expected results of the paper (section 3.2): clean, perturbed without RL and with it, steps of RL.
 SCRATCH = (0.20, 0.20, 0.60, 1_000_000)
@@ -162,6 +174,49 @@ def comparisons(study: Study) -> Lines:
         f"Perturbed success after training, on the tasks that both have. Probability that a run of "
         f"{main} is better than one of the other on a task, ties counting half, averaged over "
         "tasks; and the difference of the mean success rates.",
+        "",
+        *markdown(head, rows),
+    ]
+
+
+def ablations(study: Study) -> Lines:
+    """:return: what each part of the method changes: runs that have it against runs that do not"""
+    rows = []
+    for form in study.forms.values():
+        for without, whole, part in ABLATIONS:
+            runs = in_common(
+                *(trained(form.methods.get(method, [])) for method in (whole, without))
+            )
+            if not runs[0]:
+                continue
+
+            def scores(record: Record, study: Study = form) -> list[float]:
+                entropy = math.nan if record.mode_entropy is None else record.mode_entropy
+                perturbed = [success(mode, "after")(record) for mode in EVAL_MODES]
+                clean = success("stochastic", "clean")(record)
+                return [*perturbed, study.area(record), clean, entropy]
+
+            found = estimate(difference, *(strata(records, scores) for records in runs))
+            cells = [
+                f"**{cell}**" if found.low[i] > 0 or found.high[i] < 0 else cell
+                for i in range(len(found.value))
+                for cell in [interval(found, i, "+.2f")]
+            ]
+            names = [part, *map(study.label, (whole, without))]
+            n_runs = " and ".join(str(len(records)) for records in runs)
+            rows.append([*names, *counts(form, without, runs[1])[1:3], n_runs, *cells])
+    if not rows:
+        return []
+    head = [
+        *("part", "with it", "without", *COUNTS[1:]),
+        *(f"perturbed, {mode}" for mode in EVAL_MODES),
+        *("area under the curve", "clean, stochastic", "mode entropy, clean"),
+    ]
+    return [
+        *("", "## What each part changes", ""),
+        "Means of the runs that have a part less those of the runs that do not, after training, on "
+        "the tasks that both have; the area is that under the perturbed learning curve, as in "
+        "*adaptation speed*. Bold: the interval leaves out 0.",
         "",
         *markdown(head, rows),
     ]
