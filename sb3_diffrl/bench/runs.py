@@ -137,7 +137,7 @@ def plan_run(
         steps = env_steps
     cheap = task.vectorised  # in a simulator points of the curve would cost more than training
     defaults = {
-        "curve_interval": max(5_000, steps // 40) if cheap else max(5_000, steps // 8),
+        "curve_interval": max(5_000, steps // (40 if cheap else 16)),
         "curve_episodes": 100 if cheap else 30,
     }
     return Run(
