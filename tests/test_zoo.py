@@ -92,7 +92,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_train_does_both_phases(trained: Path) -> None:
     folder = trained / "logs/diffppo" / f"{NAME}_1"
     config = yaml.unsafe_load((folder / NAME / "config.yml").read_text())
-    assert config["beta"] == 0.001 and config["mixing"] == "gated_0.5"
+    assert config["beta"] == 0.001 and config["mixing"] == "linear_0.5_1_0.5"
     assert config["n_epochs"] == 1 and config["gamma"] == 0.9955
     model = sb3_diffrl.DiffusionPPO.load(folder / f"{NAME}.zip")
     assert bool(model.policy.has_prior) and model.num_timesteps == 128
