@@ -27,7 +27,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_diffrl.batches import check_demonstrations
 from sb3_diffrl.buffers import ChainBufferMixin, ChainSamples, chain_buffer_class
 from sb3_diffrl.demonstrations import Demonstrations
-from sb3_diffrl.imitation import Imitation, ImitationBuffer, ImitationSpec, imitation_losses
+from sb3_diffrl.imitation import Imitation, ImitationSpec, imitation_losses
+from sb3_diffrl.imitation_buffer import ImitationBuffer
 from sb3_diffrl.losses import clipped_surrogate, value_loss
 from sb3_diffrl.policies import (
     DiffusionActorCriticPolicy,

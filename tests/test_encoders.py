@@ -13,7 +13,8 @@ from torch import nn
 from sb3_diffrl import Demonstrations, DiffusionPPO
 from sb3_diffrl.encoders import ResNet, VisionExtractor, ViT, color_jitter, random_crop
 from sb3_diffrl.encoders.layers import FiLM, SpatialSoftmax
-from sb3_diffrl.imitation import ImitationBuffer, imitation_losses
+from sb3_diffrl.imitation import imitation_losses
+from sb3_diffrl.imitation_buffer import ImitationBuffer
 
 IMAGE = spaces.Box(0, 255, (3, 20, 24), np.uint8)
 CAMERAS = spaces.Dict(

@@ -17,7 +17,8 @@ from sb3_diffrl.diffusion import (
     gaussian_log_prob,
     make_alpha_bar,
 )
-from sb3_diffrl.imitation import ImitationBuffer, imitation_losses
+from sb3_diffrl.imitation import imitation_losses
+from sb3_diffrl.imitation_buffer import ImitationBuffer
 from sb3_diffrl.policies import DiffusionActorCriticPolicy
 from tests.envs import TargetEnv, demonstrations
 

@@ -48,7 +48,7 @@ def interval(found: Estimate, i: int, how: str = ".2f") -> str:
     :return: ``0.94 [0.92, 0.96]``, † after it where tasks were drawn
     """
     text = bounds(float(found.value[i]), float(found.low[i]), float(found.high[i]), how)
-    return text + " †" * found.over_tasks
+    return text + " †" * (found.over_tasks and text != NONE)
 
 
 def bounds(value: float, low: float, high: float, how: str = ".2f") -> str:
