@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
-from sb3_diffrl.bench.cells import markdown
+from sb3_diffrl.bench.cells import bounds, markdown
 from sb3_diffrl.bench.grid import run_grid
 from sb3_diffrl.bench.records import Point, Record, Successes, read_records
 from sb3_diffrl.bench.runs import Run
-from sb3_diffrl.evaluation import wilson_interval
+from sb3_diffrl.bench.statistics import over_seeds
 from sb3_diffrl.files import write_text
 from sb3_diffrl.plots import band_figure
 
@@ -101,7 +100,8 @@ def report(
             "",
             f"From `{file.name}`, which holds command, commit and versions of each run. Sampled "
             "actions; means over seeds, each with a prior of its own, with 95 % intervals: "
-            "Student's t over the seeds, of a single run Wilson's over its episodes.",
+            "Student's t over the seeds; where these do not differ, or for one, Wilson's over its "
+            "episodes.",
             "",
             *markdown(head, lines),
         ]
@@ -168,21 +168,7 @@ def interval(values: Sequence[Successes | None]) -> str:
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return "–"
-    mean, low, high = mean_interval([value.rate for value in known], known[0].n_episodes)
-    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def mean_interval(rates: Sequence[float], n_episodes: int) -> tuple[float, float, float]:
-    """
-    :param rates: success rate of each seed
-    :param n_episodes: of each
-    :return: mean, and its 95 % interval: Student's t over the seeds; of a single one, Wilson's
-    """
-    mean = statistics.mean(rates)
-    if len(rates) == 1:
-        return mean, *wilson_interval(round(mean * n_episodes), n_episodes)
-    half = stats.t.ppf(0.975, len(rates) - 1) * statistics.stdev(rates) / np.sqrt(len(rates))
-    return mean, max(0.0, mean - half), min(1.0, mean + half)
+    return bounds(*over_seeds(known))
 
 
 def band(curves: Sequence[Sequence[Point]]) -> tuple[np.ndarray, ...]:
@@ -193,9 +179,6 @@ def band(curves: Sequence[Sequence[Point]]) -> tuple[np.ndarray, ...]:
     longest = max(curves, key=lambda curve: curve[-1].env_steps)
     end = min(curve[-1].env_steps for curve in curves)
     steps = np.unique([min(point.env_steps, end) for point in longest])
-    rows = [
-        mean_interval([c.rate for c in each], each[0].n_episodes)
-        for each in ([at_steps(curve, at) for curve in curves] for at in steps)
-    ]
+    rows = [over_seeds([at_steps(curve, at) for curve in curves]) for at in steps]
     mean, low, high = np.array(rows).T
     return steps, low, mean, high
