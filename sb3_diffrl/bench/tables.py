@@ -198,8 +198,8 @@ def ablations(study: Study) -> Lines:
 
             found = estimate(difference, *(strata(records, scores) for records in runs))
             cells = [
-                f"**{cell}**" if found.low[i] > 0 or found.high[i] < 0 else cell
-                for i in range(len(found.value))
+                f"**{cell}**" if not found.over_tasks and low * high > 0 else cell
+                for i, (low, high) in enumerate(zip(found.low, found.high, strict=True))
                 for cell in [interval(found, i, "+.2f")]
             ]
             names = [part, *map(study.label, (whole, without))]
@@ -216,7 +216,7 @@ def ablations(study: Study) -> Lines:
         *("", "## What each part changes", ""),
         "Means of the runs that have a part less those of the runs that do not, after training, on "
         "the tasks that both have; the area is that under the perturbed learning curve, as in "
-        "*adaptation speed*. Bold: the interval leaves out 0.",
+        "*adaptation speed*. Bold: the interval over runs leaves out 0.",
         "",
         *markdown(head, rows),
     ]
