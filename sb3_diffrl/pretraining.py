@@ -2,9 +2,10 @@
 
 import copy
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
@@ -24,6 +25,8 @@ from sb3_diffrl.precision import check_precision
 from sb3_diffrl.precision import precision as matmul_precision
 from sb3_diffrl.random_state import preserved_random_state
 
+Module = TypeVar("Module", bound=th.nn.Module)
+
 
 @dataclass(frozen=True)
 class PretrainingResult:
@@ -31,8 +34,8 @@ class PretrainingResult:
     How pre-training went.
 
     :param gradient_steps: steps taken, fewer than asked after an early stop
-    :param train_loss: denoising loss, averaged over the last validation interval
-    :param validation_loss: denoising loss of the averaged weights on the validation episodes; NaN
+    :param train_loss: loss, averaged over the last validation interval
+    :param validation_loss: loss of the averaged weights on the validation episodes; NaN
         without any
     :param stopped_early: whether the validation loss had stopped falling
     """
@@ -118,34 +121,83 @@ def pretrain(
     train_data = batches(policy, train, memory_bytes)
     validation_data = None if validation is None else batches(policy, validation, memory_bytes)
 
-    optimizer = th.optim.AdamW(
-        policy.actor.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
+    def gradients() -> th.Tensor:
+        observations, actions = train_data.draw(batch_size)
+        with matmul_precision(precision, policy.device):
+            loss = policy.denoising_loss(observations, actions).mean()
+            loss.backward()
+        return loss.detach()
+
+    policy.set_training_mode(True)
+    policy.set_finetuning(False)
+    result = fit(
+        policy.actor,
+        policy.actor.parameters(),
+        gradients,
+        None if validation_data is None else partial(_validate, policy, data=validation_data),
+        gradient_steps=gradient_steps,
+        learning_rate=learning_rate,
+        warmup_steps=warmup_steps,
+        weight_decay=weight_decay,
+        ema_decay=ema_decay,
+        validation_interval=validation_interval,
+        patience=patience,
+        logger=logger,
+        progress_bar=progress_bar,
     )
+    policy.set_training_mode(False)
+    policy.freeze_prior()
+    return result
+
+
+def fit(
+    module: Module,
+    parameters: Iterable[th.nn.Parameter],
+    gradients: Callable[[], th.Tensor],
+    validate: Callable[[Module], float] | None = None,
+    *,
+    gradient_steps: int,
+    learning_rate: float,
+    warmup_steps: int,
+    weight_decay: float,
+    ema_decay: float,
+    validation_interval: int,
+    patience: int | None,
+    logger: Logger | None = None,
+    progress_bar: bool = False,
+) -> PretrainingResult:
+    """
+    Descend a loss by AdamW with linear warm-up and cosine decay. What is left in the module is the
+    exponential moving average of its weights, that of the best validation where ``patience`` is
+    set.
+
+    :param module: what is trained
+    :param parameters: those of it that are
+    :param gradients: draws a minibatch, adds its gradients and returns its loss
+    :param validate: loss of an averaged module on what is held out, None without such
+    :param gradient_steps: see :func:`pretrain`, as for the others
+    :return: losses and steps taken
+    """
+    optimizer = th.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
     scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, gradient_steps, warmup_steps))
-    average = copy.deepcopy(policy.actor)
+    average = copy.deepcopy(module)
     best_state, best_loss, best_step = average.state_dict(), math.inf, 0
     losses: list[th.Tensor] = []
     train_loss = validation_loss = math.nan
     stopped_early = False
     step = 0
-    policy.set_training_mode(True)
-    policy.set_finetuning(False)
     for step in tqdm(range(1, gradient_steps + 1), "pre-training", disable=not progress_bar):
-        observations, actions = train_data.draw(batch_size)
         optimizer.zero_grad(set_to_none=True)
-        with matmul_precision(precision, policy.device):
-            loss = policy.denoising_loss(observations, actions).mean()
-            loss.backward()
+        losses.append(gradients())
         optimizer.step()
         scheduler.step()
-        update_average(average, policy.actor, min(ema_decay, (1 + step) / (10 + step)))
-        losses.append(loss.detach())
+        update_average(average, module, min(ema_decay, (1 + step) / (10 + step)))
 
         if step % validation_interval == 0 or step == gradient_steps:
             train_loss = float(th.stack(losses).mean())
             losses.clear()
-            if validation_data is not None:
-                validation_loss = _validate(policy, average, validation_data)
+            if validate is not None:
+                validation_loss = validate(average)
                 if validation_loss < best_loss:
                     best_state = copy.deepcopy(average.state_dict())
                     best_loss, best_step = validation_loss, step
@@ -154,15 +206,13 @@ def pretrain(
                 logger.record("pretrain/validation_loss", validation_loss)
                 logger.record("pretrain/learning_rate", scheduler.get_last_lr()[0])
                 logger.dump(step)
-            if patience is not None and validation_data is not None:
+            if patience is not None and validate is not None:
                 stopped_early = step - best_step >= patience * validation_interval
                 if stopped_early:
                     break
 
-    keep_best = patience is not None and validation_data is not None
-    policy.actor.load_state_dict(best_state if keep_best else average.state_dict())
-    policy.set_training_mode(False)
-    policy.freeze_prior()
+    keep_best = patience is not None and validate is not None
+    module.load_state_dict(best_state if keep_best else average.state_dict())
     return PretrainingResult(
         step, train_loss, best_loss if keep_best else validation_loss, stopped_early
     )

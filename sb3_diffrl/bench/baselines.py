@@ -1,6 +1,5 @@
 """A Gaussian prior in place of the diffusion prior: behaviour cloning, then SB3's PPO."""
 
-import copy
 import math
 import pathlib
 from collections.abc import Callable, Mapping
@@ -16,13 +15,12 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs
 from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from sb3_diffrl.batches import TensorBatches, check_demonstrations
 from sb3_diffrl.demonstrations import Demonstrations
 from sb3_diffrl.demonstrations.transport import as_transport, carry_over
 from sb3_diffrl.normalization import ObservationNormalizer
-from sb3_diffrl.pretraining import PretrainingResult, update_average, warmup_cosine
+from sb3_diffrl.pretraining import PretrainingResult, fit
 from sb3_diffrl.random_state import preserved_random_state
 from sb3_diffrl.wrappers.decisions import decisions
 from sb3_diffrl.wrappers.records import recorded_wrappers
@@ -298,47 +296,33 @@ def pretrain_gaussian(
     data = _batches(policy, train)
     held_out = None if validation is None else _batches(policy, validation.weighted(None))
 
-    parameters = actor_parameters(policy)
-    optimizer = th.optim.AdamW(parameters, learning_rate, weight_decay=weight_decay, fused=True)
-    scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, gradient_steps, warmup_steps))
-    average = copy.deepcopy(policy)
-    best_state, best_loss, best_step = policy.state_dict(), math.inf, 0
-    losses: list[th.Tensor] = []
-    train_loss = validation_loss = math.nan
-    stopped_early = False
-    step = 0
-    policy.set_training_mode(True)
-    for step in range(1, gradient_steps + 1):
+    def gradients() -> th.Tensor:
         loss = _loss(policy, *data.draw(batch_size))
-        optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
-        scheduler.step()
-        update_average(average, policy, min(ema_decay, (1 + step) / (10 + step)))
-        losses.append(loss.detach())
-        if step % validation_interval == 0 or step == gradient_steps:
-            train_loss = float(th.stack(losses).mean())
-            losses.clear()
-            if held_out is None:
-                continue
-            with th.no_grad():
-                validation_loss = float(_loss(average, held_out.observations, held_out.actions))
-            if validation_loss < best_loss:
-                best_state = copy.deepcopy(average.state_dict())
-                best_loss, best_step = validation_loss, step
-            stopped_early = (
-                patience is not None and step - best_step >= patience * validation_interval
-            )
-            if stopped_early:
-                break
+        return loss.detach()
 
-    keep_best = patience is not None and held_out is not None
-    policy.load_state_dict(best_state if keep_best else average.state_dict())
+    @th.no_grad()
+    def validate(average: ActorCriticPolicy) -> float:
+        assert held_out is not None
+        return float(_loss(average, held_out.observations, held_out.actions))
+
+    policy.set_training_mode(True)
+    result = fit(
+        policy,
+        actor_parameters(policy),
+        gradients,
+        None if held_out is None else validate,
+        gradient_steps=gradient_steps,
+        learning_rate=learning_rate,
+        warmup_steps=warmup_steps,
+        weight_decay=weight_decay,
+        ema_decay=ema_decay,
+        validation_interval=validation_interval,
+        patience=patience,
+    )
     policy.log_std.data.clamp_(min=math.log(sigma_min))
     policy.set_training_mode(False)
-    return PretrainingResult(
-        step, train_loss, best_loss if keep_best else validation_loss, stopped_early
-    )
+    return result
 
 
 def _loss(policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor) -> th.Tensor:
