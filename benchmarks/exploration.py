@@ -15,8 +15,6 @@ file already has is skipped. Beside the rows (``.csv``) there are a summary (``.
 """
 
 import argparse
-import csv
-import io
 import itertools
 import statistics
 from pathlib import Path
@@ -25,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 
+from benchmarks.rows import read_rows, write_rows
 from sb3_diffrl import DiffusionPPO
 from sb3_diffrl.bench.methods import METHODS
 from sb3_diffrl.bench.runs import EVALUATION_SEED, plan_run
@@ -139,25 +138,6 @@ def explore(model: Explorer, scene: int, n_episodes: int) -> tuple[int, int]:
     return int(found.successes.sum()), len(ways)
 
 
-def read_rows(path: Path) -> list[Row]:
-    """:return: the rows of a results file, which may be missing"""
-    if not path.exists():
-        return []
-    types = list(Row.__annotations__.values())
-    with open(path, newline="") as file:
-        return [
-            Row(*(kind(text) for kind, text in zip(types, line, strict=True)))
-            for line in list(csv.reader(file))[1:]
-        ]
-
-
-def write_rows(path: Path, rows: list[Row]) -> None:
-    """Write all rows of a results file."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([Row._fields, *rows])
-    write_text(path, text.getvalue())
-
-
 class Summary(NamedTuple):
     """
     All rows of one exploration.
@@ -269,7 +249,7 @@ def main() -> None:
 
     th.set_num_threads(1)
     prior = plan_run(avoiding(), METHODS["diffusion"], "scene:0").make_prior(args.priors).load()
-    rows = read_rows(args.output)
+    rows = read_rows(args.output, Row)
     done = {row.key for row in rows}
     for exploration, scales in SCALES.items():
         starts = 1 if exploration == "chain" else args.starts
@@ -281,7 +261,7 @@ def main() -> None:
                 for key in todo:
                     found = explore(model, key[2], args.episodes)
                     rows.append(Row(*key, args.episodes, *found))
-                write_rows(args.output, rows)
+                write_rows(args.output, rows, Row)
         write_text(args.output.with_suffix(".md"), table(rows))
         figure(rows, args.output.with_suffix(".png"))
         print(table(rows), flush=True)

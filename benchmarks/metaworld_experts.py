@@ -11,14 +11,13 @@ Rows that the results file already has are skipped. Beside the rows (``.csv``) t
 """
 
 import argparse
-import csv
-import io
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.rows import read_rows, write_rows
 from sb3_diffrl.envs.metaworld import LEVELS, TASKS, expert_success
 from sb3_diffrl.evaluation import wilson_interval
 from sb3_diffrl.files import write_text
@@ -90,24 +89,9 @@ def measure(task: str, level: str, n_episodes: int, seed: int) -> Row:
     )
 
 
-def read_rows(path: Path) -> list[Row]:
-    """:return: the rows of a results file, which may be missing"""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [
-            Row(*(kind(row[name]) for name, kind in Row.__annotations__.items()))
-            for row in csv.DictReader(file)
-        ]
-
-
 def write(path: Path, rows: list[Row]) -> None:
     """Write rows and table."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Row._fields)
-    writer.writerows(rows)
-    write_text(path.with_suffix(".csv"), text.getvalue())
+    write_rows(path.with_suffix(".csv"), rows, Row)
     write_text(path.with_suffix(".md"), table(rows))
 
 
@@ -157,7 +141,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=default, help="results file")
     args = parser.parse_args()
 
-    rows = read_rows(args.output)
+    rows = read_rows(args.output, Row)
     order = {
         (task, level): (list(LEVELS).index(level), list(TASKS).index(task) if task in TASKS else 99)
         for level in LEVELS

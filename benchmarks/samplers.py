@@ -11,9 +11,7 @@ Ways that the results file already has are skipped. Beside the rows (``.csv``) t
 
 import argparse
 import copy
-import csv
 import dataclasses
-import io
 import itertools
 import statistics
 import time
@@ -22,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch as th
 
+from benchmarks.rows import read_rows, write_rows
 from sb3_diffrl import DiffusionPPO
 from sb3_diffrl.bench.methods import METHODS
 from sb3_diffrl.bench.runs import measure, plan_run
@@ -76,25 +75,6 @@ class Row(NamedTuple):
     def key(self) -> tuple[str, str, int, float]:
         """What tells this row from the others."""
         return self.prediction_type, self.noise_schedule, self.steps, self.eta
-
-
-def read_rows(path: Path) -> list[Row]:
-    """:return: the rows of a results file, which may be missing"""
-    if not path.exists():
-        return []
-    types = list(Row.__annotations__.values())
-    with open(path, newline="") as file:
-        return [
-            Row(*(kind(text) for kind, text in zip(types, line, strict=True)))
-            for line in list(csv.reader(file))[1:]
-        ]
-
-
-def write_rows(path: Path, rows: list[Row]) -> None:
-    """Write all rows of a results file."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([Row._fields, *rows])
-    write_text(path, text.getvalue())
 
 
 def sampled_by(model: DiffusionPPO, steps: int, eta: float) -> DiffusionPPO:
@@ -177,7 +157,7 @@ def main() -> None:
     th.set_num_threads(1)
     plain = plan_run(avoiding(), METHODS["diffusion"], "episode", n_episodes=args.episodes)
     pretraining = {"pretrain": {"gradient_steps": args.gradient_steps}}
-    rows = read_rows(args.output)
+    rows = read_rows(args.output, Row)
     for prediction_type, noise_schedule in POLICIES:
         ways = itertools.product(STEPS, ETAS)
         done = {row.key for row in rows}
@@ -195,10 +175,10 @@ def main() -> None:
             numbers = (successes.rate, *successes.interval, entropy, milliseconds(sampler))
             rounded = [round(number, 4) for number in numbers]
             rows.append(Row(prediction_type, noise_schedule, steps, eta, args.episodes, *rounded))
-            write_rows(args.output, rows)
+            write_rows(args.output, rows, Row)
             print(*rows[-1], flush=True)
     rows.sort(key=lambda row: (POLICIES.index(row.key[:2]), row.eta, row.steps))
-    write_rows(args.output, rows)
+    write_rows(args.output, rows, Row)
     write_text(args.output.with_suffix(".md"), table(rows))
     figure(rows, args.output.with_suffix(".png"))
 

@@ -13,6 +13,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from benchmarks import exploration
+from benchmarks.rows import read_rows, write_rows
 from sb3_diffrl import Demonstrations, DiffusionPPO
 from sb3_diffrl.bench.baselines import ClonedPPO, actor_parameters, pretrain_gaussian
 from sb3_diffrl.bench.tasks import avoiding, metaworld
@@ -548,8 +549,8 @@ def test_exploration_is_summed_up(tmp_path: Path) -> None:
         exploration.Row("action", 0.2, 0, 0, 100, 10, 1),
         exploration.Row("action", 0.2, 0, 1, 100, 30, 2),
     ]
-    exploration.write_rows(tmp_path / "rows.csv", rows)
-    assert exploration.read_rows(tmp_path / "rows.csv") == rows
+    write_rows(tmp_path / "rows.csv", rows, exploration.Row)
+    assert read_rows(tmp_path / "rows.csv", exploration.Row) == rows
     chain, action = exploration.summarize(rows)
     assert chain == exploration.Summary("chain", 0.1, 0.25, chain.error, 2.0, 0.5)
     assert chain.error == pytest.approx(0.25)  # of 0.5 and 0

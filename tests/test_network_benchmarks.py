@@ -7,6 +7,7 @@ import pytest
 import torch as th
 
 from benchmarks import finetuning, samplers, variants
+from benchmarks.rows import read_rows, write_rows
 from sb3_diffrl import DiffusionPPO
 from sb3_diffrl.bench.records import Evaluation, Point, Record, Successes, add_records
 from sb3_diffrl.bench.tasks import avoiding
@@ -42,9 +43,9 @@ def test_rows_of_samplers_are_kept_and_reported(tmp_path: Path) -> None:
         for steps in samplers.STEPS
         for eta in samplers.ETAS
     ]
-    samplers.write_rows(tmp_path / "rows.csv", rows)
-    assert samplers.read_rows(tmp_path / "rows.csv") == rows
-    assert samplers.read_rows(tmp_path / "none.csv") == []
+    write_rows(tmp_path / "rows.csv", rows, samplers.Row)
+    assert read_rows(tmp_path / "rows.csv", samplers.Row) == rows
+    assert read_rows(tmp_path / "none.csv", samplers.Row) == []
     text = samplers.table(rows)
     assert "| v | cosine | 4 | 1 | 0.90 (0.82 to 0.94) | 0.50 | 1.25 |" in text
     samplers.figure(rows, tmp_path / "rows.png")
