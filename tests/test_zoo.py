@@ -425,7 +425,7 @@ def test_sampled_hyperparameters_are_bounded_and_build_a_model(n_envs: int) -> N
 
 
 def test_trials_share_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zoo, "_PRIORS", {})
+    monkeypatch.setattr("sb3_diffrl.zoo.algorithm._PRIORS", {})
     source = {"sb3_diffrl.envs.avoiding.avoiding_demonstrations": {"n_episodes": 4}}
 
     def prior(seed: int, **kwargs: Any) -> dict[str, th.Tensor]:
@@ -675,7 +675,9 @@ def test_one_hook_is_enough() -> None:
 
 
 def test_scripts_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    from sb3_diffrl.zoo.__main__ import main
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["zoo"])
         with pytest.raises(SystemExit, match=r"usage: python -m sb3_diffrl\.zoo SCRIPT"):
-            zoo.main()
+            main()
