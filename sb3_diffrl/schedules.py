@@ -100,6 +100,10 @@ class Gated:
     """
     Rises with the measured improvement, not with time.
 
+    What is measured is the mixture: where the prior's share of the decisions spoils every episode,
+    nothing improves and the policy never gets to act alone. Against such priors let it rise with
+    time.
+
     :param initial: value while nothing has been gained
     :param final: value when the performance target is reached
     """
