@@ -57,11 +57,15 @@ class PeriodicCallback(BaseCallback):
             raise ValueError(f"eval_freq_env_steps must be at least 1, got {eval_freq_env_steps}.")
         self.eval_freq_env_steps = eval_freq_env_steps
         self._last: int | None = None
+        self._n_further = 0  # environment steps of the decisions seen, beyond one for each
 
     @property
     def env_steps(self) -> int:
-        """Environment steps so far; a decision of a DiffusionPPO may take several."""
-        return int(getattr(self.model, "env_steps", self.num_timesteps))
+        """
+        Environment steps so far, of which a chunk of actions takes several. Models other than
+        DiffusionPPO do not count them: theirs are as far as this callback has seen the training.
+        """
+        return int(getattr(self.model, "env_steps", self.num_timesteps + self._n_further))
 
     def _on_rollout_start(self) -> None:
         freq = self.eval_freq_env_steps
@@ -69,6 +73,8 @@ class PeriodicCallback(BaseCallback):
             self._measure()
 
     def _on_step(self) -> bool:
+        infos = self.locals.get("infos", [])
+        self._n_further += sum(info["env_steps"] - 1 for info in infos if "env_steps" in info)
         return True
 
     def _on_training_end(self) -> None:

@@ -212,6 +212,11 @@ def test_success_callback_with_another_algorithm() -> None:
     callback = SuccessCallback(TargetEnv(success=False), 8, n_episodes=1)
     model.learn(16, callback=callback)
     assert callback.curve == [(0, 0.0), (8, 0.0), (16, 0.0)]
+    # Two envs, whose decisions take three environment steps each.
+    model = PPO("MlpPolicy", counting(2, env_steps=3), n_steps=8, batch_size=8, device="cpu")
+    callback = SuccessCallback(TargetEnv(success=False), 60, n_episodes=1)
+    model.learn(48, callback=callback)
+    assert [step for step, _ in callback.curve] == [0, 96, 144]
 
 
 # -- vectorised gymnasium envs -----------------------------------------------------------------
