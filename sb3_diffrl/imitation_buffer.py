@@ -68,7 +68,8 @@ class ImitationBuffer:
                 "imitation: transport carries over step-wise demonstrations, and these are none. "
                 "Give pretrain or set_demonstrations the steps of the env inside of its wrappers."
             )
-        return carry_over(self._step_wise, transport, met)
+        drawn = th.randint(len(self._step_wise), (len(met),)).tolist()
+        return carry_over(self._step_wise, transport, met, drawn)
 
     def add_carried_over(
         self, demonstrations: Demonstrations, policy: DiffusionActorCriticPolicy, capacity: int

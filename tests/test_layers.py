@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("policies",),
     ("batches",),
     ("pretraining",),
+    ("imitation_buffer",),
     ("imitation",),
     ("diffusion_ppo",),
     ("chunked_policy",),

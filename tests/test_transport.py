@@ -307,7 +307,9 @@ def test_a_cloned_gaussian_learns_to_act_in_the_scenes_met(wrap: Any) -> None:
         model.learn(3 * 128)
         env.seed(9)
         met = np.concatenate([np.asarray(env.reset()) for _ in range(10)])
-        carried = model._decisions(carry_over(demonstrated(), TRANSPORT, met))
+        carried = model._decisions(
+            carry_over(demonstrated(), TRANSPORT, met, [i % 4 for i in range(len(met))])
+        )
         predicted, _ = model.predict(np.asarray(carried.observations), deterministic=True)
         found[until] = float(np.square(predicted - np.asarray(carried.actions)).mean())
     assert found[1.0] < 0.5 * found[0.0]

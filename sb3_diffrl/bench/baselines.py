@@ -165,9 +165,9 @@ class ClonedPPO(PPO):
         begins = self.rollout_buffer.episode_starts.astype(bool)
         if self._step_wise is None or not begins.any():
             return
-        carried = carry_over(
-            self._step_wise, transport, np.asarray(self.rollout_buffer.observations)[begins]
-        )
+        met = np.asarray(self.rollout_buffer.observations)[begins]
+        drawn = th.randint(len(self._step_wise), (len(met),)).tolist()
+        carried = carry_over(self._step_wise, transport, met, drawn)
         new = _batches(self.policy, check_demonstrations(self._decisions(carried), self.policy))
         observations, actions = new.observations, new.actions
         assert isinstance(observations, th.Tensor)  # a clone sees vectors

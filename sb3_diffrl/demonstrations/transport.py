@@ -8,13 +8,12 @@ accordingly: wherever the thing was met, the hand goes there and then does what 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch as th
 from numpy.typing import NDArray
 
 from sb3_diffrl.demonstrations.dataset import Demonstrations
@@ -165,17 +164,18 @@ def carry_over(
     demonstrations: Demonstrations,
     transport: Callable[..., tuple[Any, NDArray[Any]]],
     met: NDArray[Any],
+    drawn: Sequence[int],
 ) -> Demonstrations:
     """
-    Carry a demonstration, drawn at random by torch's generator, over to each scene.
+    Carry a demonstration over to each scene.
 
     :param demonstrations: in environment steps and the env's own units
     :param transport: see :class:`Transport`
     :param met: first observations of ``N`` episodes, ``(N, F)`` in the env's own units
+    :param drawn: for each the number of the demonstration
     :return: ``N`` demonstrations in environment steps
     """
     ends = demonstrations.episode_ends
-    drawn = th.randint(len(ends), (len(met),)).tolist()
     episodes = []
     for episode, first in zip(drawn, met, strict=True):
         part = slice(0 if episode == 0 else int(ends[episode - 1]), int(ends[episode]))
