@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_diffrl.batches import Batches, TensorBatches, batches, check_demonstrations
 from sb3_diffrl.demonstrations import Demonstrations
+from sb3_diffrl.demonstrations.joining import map_observations
 from sb3_diffrl.demonstrations.transport import carry_over
 from sb3_diffrl.policies import DiffusionActorCriticPolicy
 
@@ -82,9 +84,9 @@ class ImitationBuffer:
         """
         checked = check_demonstrations(demonstrations, policy)
         actions = policy.scale_action(np.asarray(checked.actions)).reshape(len(checked.actions), -1)
-        for begin, end in pairwise([0, *checked.episode_ends.tolist()]):
+        for begin, end in zip(checked.episode_starts, checked.episode_ends, strict=True):
             part = slice(begin, end)
-            seen = _map(lambda x, p=part: np.asarray(x[p]), checked.observations)
+            seen = map_observations(itemgetter(part), checked.observations)
             self._keep("context", (seen, actions[part]), capacity)
 
     def _keep(self, term: str, episode: Episode, capacity: int) -> None:
@@ -131,10 +133,8 @@ class ImitationBuffer:
                 parts = self._pending[env]
                 if parts is None:
                     continue
-                part = slice(start, end)
-                parts.append(
-                    (_map(lambda x, p=part, e=env: x[p, e], observations), actions[part, env])
-                )
+                rows = (slice(start, end), env)
+                parts.append((map_observations(itemgetter(rows), observations), actions[rows]))
                 if outcomes[end - 1, env] == 2:
                     self._keep("successes", _concatenate(parts), capacity)
                 if outcomes[end - 1, env]:
@@ -159,12 +159,6 @@ class ImitationBuffer:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_batches": {}}
-
-
-def _map(function: Any, observations: Any) -> Any:
-    if isinstance(observations, dict):
-        return {key: function(part) for key, part in observations.items()}
-    return function(observations)
 
 
 def _concatenate(parts: list[tuple[Any, np.ndarray]]) -> tuple[Any, np.ndarray]:

@@ -186,14 +186,14 @@ class ClonedPPO(PPO):
             )
         visited = next(self.rollout_buffer.get()).observations
         extractor = self.policy.pi_features_extractor
+        carried = TensorBatches(*self._carried) if in_context and self._carried else None
+        replaces = in_context and self.transport is None
         for _ in range(n_steps):
             obs, actions = self._demonstrations.draw(BATCH_SIZE)
             losses = [self._error(obs, actions)]
-            if in_context and self._carried is not None:
-                losses.append(self._error(*TensorBatches(*self._carried).draw(BATCH_SIZE)))
-            elif (
-                in_context and self.transport is None and isinstance(extractor, NormalizedExtractor)
-            ):
+            if carried is not None:
+                losses.append(self._error(*carried.draw(BATCH_SIZE)))
+            elif replaces and isinstance(extractor, NormalizedExtractor):
                 met = visited[th.randint(len(visited), (BATCH_SIZE,), device=self.device)]
                 obs = extractor.normalizer.replace_context(obs, met)
                 losses.append(self._error(obs, actions))

@@ -175,17 +175,10 @@ def carry_over(
     :param drawn: for each the number of the demonstration
     :return: ``N`` demonstrations in environment steps
     """
-    ends = demonstrations.episode_ends
     episodes = []
     for episode, first in zip(drawn, met, strict=True):
-        part = slice(0 if episode == 0 else int(ends[episode - 1]), int(ends[episode]))
-        seen = demonstrations.observations
-        steps: Any = (
-            {key: np.asarray(each[part]) for key, each in seen.items()}
-            if isinstance(seen, dict)
-            else np.asarray(seen[part])
-        )
-        episodes.append(transport(steps, np.asarray(demonstrations.actions[part]), first))
+        one = demonstrations.subset([episode]).in_memory()
+        episodes.append(transport(one.observations, one.actions, first))
     observations, actions = zip(*episodes, strict=True)
     return Demonstrations.from_arrays(list(observations), list(actions))
 
