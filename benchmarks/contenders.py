@@ -23,8 +23,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import nn
 
 from sb3_diffrl import Demonstrations, DiffusionMlpPolicy, DiffusionPPO, pretrain
+from sb3_diffrl.actor import DiffusionActor
 from sb3_diffrl.diffusion import MlpDenoiser, gaussian_log_prob
-from sb3_diffrl.policies import DiffusionActor
 
 
 @dataclass(frozen=True)

@@ -104,8 +104,8 @@ class Explorer(DiffusionPPO):
         if self.epsilon is None:
             return actions, state
         random = th.rand(len(actions)).numpy() < self.epsilon
-        low, high = self.policy.action_bounds()
-        uniform = low + (high - low) * th.rand(actions.shape).numpy()
+        scale = self.policy.action_scale
+        uniform = scale.low + (scale.high - scale.low) * th.rand(actions.shape).numpy()
         return np.where(random[:, None], uniform, actions).astype(np.float32), state
 
 

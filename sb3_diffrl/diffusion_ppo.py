@@ -24,6 +24,7 @@ from stable_baselines3.common.utils import (
 )
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_diffrl.action_scale import check_action_space
 from sb3_diffrl.batches import check_demonstrations
 from sb3_diffrl.buffers import ChainBufferMixin, ChainSamples, chain_buffer_class
 from sb3_diffrl.demonstrations import Demonstrations
@@ -35,7 +36,6 @@ from sb3_diffrl.policies import (
     DiffusionCnnPolicy,
     DiffusionMlpPolicy,
     DiffusionMultiInputPolicy,
-    check_action_space,
 )
 from sb3_diffrl.precision import check_precision, precision
 from sb3_diffrl.pretraining import (
@@ -267,38 +267,7 @@ class DiffusionPPO(PPO):
         :param prior: policy of the same architecture and spaces
         :raises ValueError: where its parameters, noise levels or spaces do not fit
         """
-        for name in ("noise_schedule", "noise_levels", "prediction_type"):
-            if prior.diffusion_kwargs[name] != self.policy.diffusion_kwargs[name]:
-                raise ValueError(
-                    f"The prior does not fit this policy: its {name} is "
-                    f"{prior.diffusion_kwargs[name]!r}, the policy's is "
-                    f"{self.policy.diffusion_kwargs[name]!r}. Give both the same policy_kwargs."
-                )
-        bounds, prior_bounds = self.policy.action_bounds(), prior.action_bounds()
-        if not all(map(np.array_equal, bounds, prior_bounds)):
-            raise ValueError(
-                f"The prior does not fit this policy: its action space is {prior.action_space}, "
-                f"the policy's is {self.policy.action_space}, or their action_range differs. Wrap "
-                "the env so that they agree, and take over the prior's policy_kwargs."
-            )
-        if prior.acts_by_two_networks():
-            raise ValueError(
-                "This policy cannot be a prior: its first steps are another network's than those "
-                "that were fine-tuned. Continue its own training: model.set_env(env), then learn()."
-            )
-        mine, theirs = (
-            {name: tuple(tensor.shape) for name, tensor in policy.actor.state_dict().items()}
-            for policy in (self.policy, prior)
-        )
-        differing = sorted(name for name, _ in mine.items() ^ theirs.items())
-        if differing:
-            name = differing[0]
-            raise ValueError(
-                f"The prior does not fit this policy: {name} is {theirs.get(name)} in the prior, "
-                f"{mine.get(name)} in the policy. Give both the same policy_kwargs and spaces."
-            )
-        self.policy.actor.load_state_dict(prior.actor.state_dict())
-        self.policy.freeze_prior()
+        self.policy.set_prior(prior)
         self._forget_improvement()
 
     def set_demonstrations(self, demonstrations: Demonstrations) -> None:

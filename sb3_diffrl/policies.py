@@ -19,61 +19,21 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from sb3_diffrl.action_scale import ActionScale
+from sb3_diffrl.actor import DiffusionActor
 from sb3_diffrl.diffusion import (
     DENOISERS,
     EXPLORATIONS,
     CudaGraphs,
-    Denoiser,
     gaussian_log_prob,
     make_denoiser,
     mixture_log_prob,
     named,
     pathwise_kl,
 )
-from sb3_diffrl.encoders import ENCODERS, VisionExtractor
+from sb3_diffrl.encoders import ENCODERS
 from sb3_diffrl.normalization import ObservationNormalizer
 from sb3_diffrl.precision import precision
-
-
-class DiffusionActor(nn.Module):
-    """
-    All that turns an observation into predicted noise; what the prior is a frozen copy of.
-
-    :param normalizer: normalises preprocessed observations
-    :param features_extractor: encodes them, ``(B, F)``
-    :param denoiser: the network
-    """
-
-    def __init__(
-        self,
-        normalizer: ObservationNormalizer,
-        features_extractor: BaseFeaturesExtractor,
-        denoiser: Denoiser,
-    ):
-        super().__init__()
-        self.normalizer = normalizer
-        self.features_extractor = features_extractor
-        self.denoiser = denoiser
-
-    def condition(self, obs: PyTorchObs) -> th.Tensor:
-        """
-        What the denoiser wants to know of the observation, computed once per decision.
-
-        :param obs: preprocessed observations, ``(B, ...)``
-        :return: ``(B, C)``
-        """
-        return self.denoiser.condition(self.features_extractor(self.normalizer(obs)))
-
-    def augment(self, obs: PyTorchObs) -> PyTorchObs:
-        """
-        What imitation sees instead of the observation, where the encoder augments images.
-
-        :param obs: preprocessed observations, ``(B, ...)``
-        :return: the same, with random crops and colours
-        """
-        if isinstance(self.features_extractor, VisionExtractor):
-            return self.features_extractor.augment(obs)
-        return obs
 
 
 class ChainEvaluation(NamedTuple):
@@ -189,9 +149,8 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
                 "use_sde=True is not supported: the denoising chain explores by its own noise. "
                 "Use policy_kwargs=dict(sigma_min=...) to set how much."
             )
-        check_action_space(action_space)
-        check_action_range(action_range, action_space)
         self.action_range = action_range
+        self.action_scale = ActionScale(action_space, action_range, clip_sample)
         if finetuned_steps is not None and not 1 <= finetuned_steps <= denoising_steps:
             raise ValueError(
                 f"finetuned_steps must lie between 1 and denoising_steps={denoising_steps}, got "
@@ -349,6 +308,48 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         return {name: value for name, value in parameters.items() if name not in not_kwargs}
 
     # -- the prior -----------------------------------------------------------------------------
+
+    def set_prior(self, prior: "DiffusionActorCriticPolicy") -> None:
+        """
+        Start from another policy, a frozen copy of which becomes the prior.
+
+        :param prior: policy of the same architecture and spaces
+        :raises ValueError: where its parameters, noise levels or spaces do not fit
+        """
+        self._check_prior(prior)
+        self.actor.load_state_dict(prior.actor.state_dict())
+        self.freeze_prior()
+
+    def _check_prior(self, prior: "DiffusionActorCriticPolicy") -> None:
+        for name in ("noise_schedule", "noise_levels", "prediction_type"):
+            if prior.diffusion_kwargs[name] != self.diffusion_kwargs[name]:
+                raise ValueError(
+                    f"The prior does not fit this policy: its {name} is "
+                    f"{prior.diffusion_kwargs[name]!r}, the policy's is "
+                    f"{self.diffusion_kwargs[name]!r}. Give both the same policy_kwargs."
+                )
+        if not self.action_scale.equals(prior.action_scale):
+            raise ValueError(
+                f"The prior does not fit this policy: its action space is {prior.action_space}, "
+                f"the policy's is {self.action_space}, or their action_range differs. Wrap "
+                "the env so that they agree, and take over the prior's policy_kwargs."
+            )
+        if prior.acts_by_two_networks():
+            raise ValueError(
+                "This policy cannot be a prior: its first steps are another network's than those "
+                "that were fine-tuned. Continue its own training: model.set_env(env), then learn()."
+            )
+        mine, theirs = (
+            {name: tuple(tensor.shape) for name, tensor in policy.actor.state_dict().items()}
+            for policy in (self, prior)
+        )
+        differing = sorted(name for name, _ in mine.items() ^ theirs.items())
+        if differing:
+            name = differing[0]
+            raise ValueError(
+                f"The prior does not fit this policy: {name} is {theirs.get(name)} in the prior, "
+                f"{mine.get(name)} in the policy. Give both the same policy_kwargs and spaces."
+            )
 
     def freeze_prior(self) -> None:
         """Make the actor, as it is now, the prior."""
@@ -611,8 +612,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         :param action: ``(N, *shape)`` in the env's units
         :return: ``(N, *shape)`` float32 in [-1, 1]
         """
-        low, high = self.action_bounds()
-        return (2 * (action - low) / (high - low) - 1).astype(np.float32)
+        return self.action_scale.scale(action)
 
     def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
         """
@@ -622,32 +622,9 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             clipped to [-1, 1], or given an ``action_range`` to ``clip_sample``
         :return: ``(N, *shape)`` in the env's units and dtype
         """
-        last = scaled_action.reshape(len(scaled_action), -1)[:, -self.action_dim :]
-        low, high = self.action_bounds()
-        limit = 1.0
-        if self.action_range is not None:
-            clip_sample = self.diffusion_kwargs["clip_sample"]
-            limit = np.inf if clip_sample is None else clip_sample
-        action = low + (last.reshape(-1, *low.shape).clip(-limit, limit) + 1) / 2 * (high - low)
-        assert isinstance(self.action_space, spaces.Box)
-        if np.issubdtype(self.action_space.dtype, np.integer):
-            action = np.rint(action)
-        # Rounding to the space's dtype must not step over its bounds.
-        action = action.astype(self.action_space.dtype)
-        return action.clip(self.action_space.low, self.action_space.high)
-
-    def action_bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """
-        What -1 and 1 stand for.
-
-        :return: two arrays ``(*shape)`` in float64, in which narrow integers do not overflow
-        """
-        assert isinstance(self.action_space, spaces.Box)
-        if self.action_range is not None:
-            ends = (np.asarray(end, np.float64) for end in self.action_range)
-            low, high = (np.broadcast_to(end, self.action_space.shape) for end in ends)
-            return low, high
-        return self.action_space.low.astype(np.float64), self.action_space.high.astype(np.float64)
+        return self.action_scale.unscale(
+            scaled_action.reshape(len(scaled_action), -1)[:, -self.action_dim :]
+        )
 
 
 class DiffusionMlpPolicy(DiffusionActorCriticPolicy):
@@ -676,48 +653,3 @@ def features_extractor_for(observation_space: spaces.Space) -> type[BaseFeatures
     if isinstance(observation_space, spaces.Dict):
         return CombinedExtractor
     return NatureCNN if is_image_space(observation_space) else FlattenExtractor
-
-
-def check_action_range(action_range: Any, space: spaces.Box) -> None:
-    """
-    :param action_range: of :class:`DiffusionActorCriticPolicy`
-    :param space: action space
-    :raises ValueError: unless it is None or two rows of finite numbers that fit the space, the
-        first below the second
-    """
-    if action_range is None:
-        return
-    ends = [np.asarray(end, np.float64) for end in action_range]
-    try:
-        fits = len(ends) == 2 and all(
-            np.broadcast_shapes(e.shape, space.shape) == space.shape for e in ends
-        )
-    except ValueError:
-        fits = False
-    if not (fits and np.isfinite(ends).all() and (ends[0] < ends[1]).all()):
-        raise ValueError(
-            f"action_range must be the lowest and the highest action, finite and fitting the "
-            f"action space {space}; got {action_range}."
-        )
-
-
-def check_action_space(space: spaces.Space) -> None:
-    """
-    :param space: action space
-    :raises ValueError: unless it is a Box with finite, distinct bounds, saying what to use
-    """
-    if not isinstance(space, spaces.Box):
-        raise ValueError(
-            f"DiffusionPPO needs a Box action space, got {space}. "
-            "Use SB3's PPO for discrete actions, or wrap the env to expose a continuous action."
-        )
-    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-        raise ValueError(
-            f"DiffusionPPO needs finite action bounds, got {space}. Wrap the env, for instance in "
-            "gymnasium.wrappers.RescaleAction or ClipAction with a finite Box."
-        )
-    if not (space.low < space.high).all():
-        raise ValueError(
-            f"DiffusionPPO needs low < high for every action entry, got {space}. "
-            "Remove the constant entries by a wrapper."
-        )

@@ -16,11 +16,12 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
+from sb3_diffrl.actor import DiffusionActor
 from sb3_diffrl.batches import MEMORY_BYTES, Batches, batches, check_demonstrations
 from sb3_diffrl.demonstrations import Demonstrations
 from sb3_diffrl.demonstrations.arrays import ConvertedArray, Source, is_lazy
 from sb3_diffrl.normalization import ObservationNormalizer, Standardizer
-from sb3_diffrl.policies import DiffusionActor, DiffusionActorCriticPolicy
+from sb3_diffrl.policies import DiffusionActorCriticPolicy
 from sb3_diffrl.precision import check_precision
 from sb3_diffrl.precision import precision as matmul_precision
 from sb3_diffrl.random_state import preserved_random_state

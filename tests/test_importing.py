@@ -218,7 +218,7 @@ def test_as_the_prior_of_another_model(folder: Path, with_env: bool) -> None:
 
 def test_actions_of_the_data_and_back() -> None:
     policy = load_lerobot(DDPM_EPSILON, wrapped(DDPM_EPSILON)).policy
-    low, high = policy.action_bounds()
+    low, high = policy.action_scale.low, policy.action_scale.high
     scaled = policy.scale_action(np.stack([low, high, (low + high) / 2]))
     np.testing.assert_allclose(
         scaled, np.broadcast_to([[[-1]], [[1]], [[0]]], scaled.shape), atol=1e-6

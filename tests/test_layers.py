@@ -25,6 +25,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("precision",),
     ("buffers",),
     ("losses",),
+    ("action_scale",),
+    ("actor",),
     ("policies",),
     ("batches",),
     ("pretraining",),
@@ -43,6 +45,7 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 
 # What else a layer may import when it is loaded. Readers and simulators are imported by functions.
 MAY_IMPORT = {
+    "action_scale": {"numpy", "gymnasium"},
     "diffusion": {"torch"},
     "schedules": set(),
     "files": set(),

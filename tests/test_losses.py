@@ -10,9 +10,10 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
+from sb3_diffrl.actor import DiffusionActor
 from sb3_diffrl.diffusion import make_alpha_bar
 from sb3_diffrl.losses import clipped_surrogate, value_loss
-from sb3_diffrl.policies import DiffusionActor, DiffusionActorCriticPolicy
+from sb3_diffrl.policies import DiffusionActorCriticPolicy
 
 N_LEVELS, N_STEPS, ACTION_DIM, SIGMA_MIN = 8, 3, 2, 0.15
 

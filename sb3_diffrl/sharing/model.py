@@ -18,8 +18,9 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
+from sb3_diffrl.action_scale import check_action_space
 from sb3_diffrl.diffusion_ppo import DiffusionPPO
-from sb3_diffrl.policies import DiffusionActorCriticPolicy, check_action_space
+from sb3_diffrl.policies import DiffusionActorCriticPolicy
 from sb3_diffrl.random_state import get_random_state, preserved_random_state, set_random_state
 from sb3_diffrl.sharing.checks import at, entries, list_of, one_of, optional, real, short, whole
 from sb3_diffrl.sharing.settings import (
