@@ -1,5 +1,6 @@
 """Demonstrations carried over to scenes in which things stand elsewhere."""
 
+import dataclasses
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -169,12 +170,25 @@ def test_things_that_settle_are_not_touched(demonstration: tuple[Floats, Floats]
     np.testing.assert_allclose(settling[:, :3], plain[:, :3], atol=1e-6)
 
 
+def test_other_units_make_no_difference(demonstration: tuple[Floats, Floats]) -> None:
+    observations, actions = demonstration
+    met = elsewhere(observations[0], [0.1, 0.05, 0])
+    there, acted = TRANSPORT(observations, actions, met)
+    lengths = {name: 1000 * getattr(TRANSPORT, name) for name in ("step", "moved", "lifted")}
+    millimetres = dataclasses.replace(TRANSPORT, **lengths)
+    in_millimetres, also_acted = millimetres(1000 * observations, actions, 1000 * met)
+    np.testing.assert_allclose(in_millimetres, 1000 * there, atol=1e-2)
+    np.testing.assert_allclose(also_acted, acted, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         {"hand": -1, "objects": (3,)},
         {"hand": 0, "objects": ()},
         {"hand": 0, "objects": (3,), "step": 0.0},
+        {"hand": 0, "objects": (3,), "moved": -0.001},
+        {"hand": 0, "objects": (3,), "lifted": 0.0},
         {"hand": 0, "objects": (3,), "goal": -3},
     ],
 )

@@ -20,14 +20,8 @@ from sb3_diffrl.demonstrations.dataset import Demonstrations
 
 Floats = NDArray[np.float32]
 
-MOVED, LIFTED = 0.003, 0.006
-"""
-How far a thing is moved in the plane, or in height, before it counts as touched, in units of the
-observation. Things that are put down settle first.
-"""
-
-STANDSTILL = 2e-4
-"""Way that counts for a step in which the hand does not move, so that no way is zero."""
+STANDSTILL = 0.02
+"""Part of ``step`` that counts for a step in which the hand does not move: no way is zero."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +38,10 @@ class Transport:
     :param previous: number of entries at the front that are repeated behind them as they were in
         the step before, 0 for none
     :param step: way of the hand for an action of 1
-    :raises ValueError: for negative entries, no objects, or a step that is not positive
+    :param moved: how far a thing is moved in the plane before it counts as touched, in units of the
+        observation
+    :param lifted: the same in height, where things that are put down settle first
+    :raises ValueError: for negative entries, no objects, or a length that is not positive
     """
 
     hand: int
@@ -52,14 +49,17 @@ class Transport:
     goal: int | None = None
     previous: int = 0
     step: float = 0.01
+    moved: float = 0.003
+    lifted: float = 0.006
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "objects", tuple(self.objects))
         entries = [self.hand, *self.objects, self.previous, self.goal or 0]
-        if not self.objects or min(entries) < 0 or not self.step > 0:
+        lengths = (self.step, self.moved, self.lifted)
+        if not self.objects or min(entries) < 0 or not all(length > 0 for length in lengths):
             raise ValueError(
                 f"{self}: expected the entries of a hand and of at least one object, from 0, and "
-                "a positive step"
+                "positive lengths step, moved and lifted"
             )
 
     def __call__(self, observations: Floats, actions: Floats, met: Floats) -> tuple[Floats, Floats]:
@@ -84,7 +84,7 @@ class Transport:
         last = len(actions) - 1
         placed = [*self.objects] if self.goal is None else [*self.objects, self.goal]
         shifts = {at: met[at : at + 3] - observations[0, at : at + 3] for at in placed}
-        touched = {at: _touched(observations[:, at : at + 3]) for at in self.objects}
+        touched = {at: self._touched(observations[:, at : at + 3]) for at in self.objects}
         first = self.objects[0]
         milestones = {0: np.zeros(3), touched[first] or last: shifts[first]}
         for at in self.objects[1:]:
@@ -98,7 +98,8 @@ class Transport:
         displacement = np.zeros((last + 1, 3))
         for begin, end in pairwise(sorted(milestones)):
             way = milestones[end] - milestones[begin]
-            displacement += _share_of_way(hand[:, :2], begin, end)[:, None] * way
+            share = _share_of_way(hand[:, :2], begin, end, STANDSTILL * self.step)
+            displacement += share[:, None] * way
 
         moved = observations.astype(np.float64)
         moved[:, self.hand : self.hand + 3] += displacement
@@ -109,6 +110,13 @@ class Transport:
         acted = actions.astype(np.float64)
         acted[:-1, :3] += np.diff(displacement, axis=0) / self.step
         return self._in_time(moved, acted, np.abs(actions[:, :3]).max(axis=1))
+
+    def _touched(self, position: Floats) -> int | None:
+        """First step at which a thing was moved, None where it never is."""
+        way = np.abs(position - position[0])
+        in_plane = np.hypot(way[:, 0], way[:, 1]) > self.moved
+        steps = np.flatnonzero(in_plane | (way[:, 2] > self.lifted))
+        return max(int(steps[0]) - 1, 1) if len(steps) else None
 
     def _in_time(
         self, observations: NDArray[np.float64], actions: NDArray[np.float64], speed: Floats
@@ -183,16 +191,9 @@ def carry_over(
     return Demonstrations.from_arrays(list(observations), list(actions))
 
 
-def _touched(position: Floats) -> int | None:
-    """First step at which a thing was moved, None where it never is."""
-    way = np.abs(position - position[0])
-    moved = np.flatnonzero((np.hypot(way[:, 0], way[:, 1]) > MOVED) | (way[:, 2] > LIFTED))
-    return max(int(moved[0]) - 1, 1) if len(moved) else None
-
-
-def _share_of_way(path: Floats, begin: int, end: int) -> NDArray[np.float64]:
+def _share_of_way(path: Floats, begin: int, end: int, standstill: float) -> NDArray[np.float64]:
     """``(T,)``: 0 until a step, 1 from another on, in between the share of the way done."""
     way = np.zeros(len(path))
-    steps = np.linalg.norm(np.diff(path[begin : end + 1], axis=0), axis=1) + STANDSTILL
+    steps = np.linalg.norm(np.diff(path[begin : end + 1], axis=0), axis=1) + standstill
     way[begin + 1 : end + 1] = steps
     return np.cumsum(way) / steps.sum()

@@ -183,6 +183,8 @@ def _decode_transport(value: Any) -> dict[str, Any]:
         "goal": optional(whole(0, 2**24)),
         "previous": whole(0, 2**24),
         "step": real(0),
+        "moved": real(0),
+        "lifted": real(0),
     }
     found = {}
     for (name, check), given in zip(checks.items(), entries(value, *checks), strict=True):
