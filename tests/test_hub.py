@@ -38,7 +38,8 @@ from sb3_diffrl import DiffusionActorCriticPolicy, DiffusionPPO
 from sb3_diffrl.evaluation import Evaluation
 from sb3_diffrl.sharing.checks import parse_json
 from sb3_diffrl.sharing.model import CONFIG, TRAINING_STATE, VEC_NORMALIZE, WEIGHTS
-from sb3_diffrl.sharing.settings import CLASSES, HYPERPARAMETERS, PROGRESS
+from sb3_diffrl.sharing.policy import CLASSES
+from sb3_diffrl.sharing.settings import HYPERPARAMETERS, PROGRESS
 from sb3_diffrl.sharing.spaces import decode_space, encode_space
 from tests.envs import TargetEnv, demonstrations, several
 from tests.hub_server import HubServer

@@ -1,6 +1,7 @@
 """Demonstrations carried over to scenes in which things stand elsewhere."""
 
 import dataclasses
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -401,6 +402,12 @@ def test_shared_models_keep_it(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "model")
     loaded = DiffusionPPO.from_pretrained(tmp_path / "model")
     assert loaded.imitation.transport == TRANSPORT
+    config = tmp_path / "model" / "config.json"
+    older = json.loads(config.read_text())
+    transport = older["hyperparameters"]["imitation"]["transport"]
+    del transport["moved"], transport["lifted"]
+    config.write_text(json.dumps(older))
+    assert DiffusionPPO.from_pretrained(tmp_path / "model").imitation.transport == TRANSPORT
     model.imitation.transport = lambda *arguments: arguments[:2]
     with pytest.raises(ValueError, match="cannot be shared safely: expected a Transport"):
         model.save_pretrained(tmp_path / "other")

@@ -23,17 +23,19 @@ from sb3_diffrl.diffusion_ppo import DiffusionPPO
 from sb3_diffrl.policies import DiffusionActorCriticPolicy
 from sb3_diffrl.random_state import get_random_state, preserved_random_state, set_random_state
 from sb3_diffrl.sharing.checks import at, entries, list_of, one_of, optional, real, short, whole
+from sb3_diffrl.sharing.policy import (
+    decode_policy,
+    encode_policy,
+    optimizers,
+    parameters,
+    unique_tensors,
+)
 from sb3_diffrl.sharing.settings import (
     HYPERPARAMETERS,
     PROGRESS,
     check_env_wrappers,
     decode_all,
-    decode_policy,
     encode_all,
-    encode_policy,
-    optimizers,
-    parameters,
-    unique_tensors,
 )
 from sb3_diffrl.sharing.spaces import decode_space, encode_space
 from sb3_diffrl.sharing.tensors import Spec, as_header, check_header, spec_of
