@@ -42,6 +42,7 @@ ABLATIONS = (
     ("no_kl", "paper", "prior KL"),
     ("fixed_beta", "paper", "adaptive weight of the KL"),
     ("no_mixing", "paper", "mixing"),
+    ("no_imitation", "kl_alone", "prior KL, where nothing is imitated"),
     ("no_imitation", "diffrl", "imitation during RL"),
     ("no_context", "diffrl", "demonstrations in the scenes met"),
     ("imitation_only", "diffrl", "policy gradients"),
