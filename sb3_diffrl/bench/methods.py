@@ -37,6 +37,11 @@ _ALL = (
     Method("tqc", "TQC from scratch", "tqc"),
 )
 METHODS = {method.name: method for method in _ALL}
+# Found by name as well, but not in the grid unless asked for.
+_OTHERS = (
+    Method("kl_alone", "KL in the place of imitation", "diffppo", "kl_alone"),
+    Method("imitation_only", "Imitation only", "diffppo", "imitation_only"),
+)
 # An experiment that leaves something out; the method that has it; and what it is.
 ABLATIONS = (
     ("no_kl", "paper", "prior KL"),
@@ -47,7 +52,7 @@ ABLATIONS = (
     ("no_context", "diffrl", "demonstrations in the scenes met"),
     ("imitation_only", "diffrl", "policy gradients"),
 )
-LABELS = {method.name: method.label for method in _ALL}
+LABELS = {method.name: method.label for method in (*_ALL, *_OTHERS)}
 
 
 def find_method(name: str) -> Method:
@@ -62,8 +67,9 @@ def find_method(name: str) -> Method:
     from sb3_diffrl.bench.training import builder
     from sb3_diffrl.zoo import shipped
 
-    if name in METHODS:
-        return METHODS[name]
+    known = METHODS | {method.name: method for method in _OTHERS}
+    if name in known:
+        return known[name]
     configs = shipped("zoo_configs")
     if (configs / f"{name}.yml").exists() or Path(name).is_file():
         return Method(Path(name).stem, Path(name).stem, "diffppo", name)
