@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from sb3_diffrl import DiffusionPPO, cli
 from sb3_diffrl.bench.commands import planned
 from sb3_diffrl.bench.grid import missing_runs, run_grid
-from sb3_diffrl.bench.methods import METHODS, Method, find_method
+from sb3_diffrl.bench.methods import ABLATIONS, LABELS, METHODS, Method, find_method
 from sb3_diffrl.bench.provenance import command
 from sb3_diffrl.bench.records import (
     EVAL_MODES,
@@ -198,6 +198,7 @@ def own_method(run: Run, prior: Prior | None) -> StockPPO:
 def test_methods_are_found_by_name_experiment_and_function() -> None:
     assert find_method("diffrl") is METHODS["diffrl"]
     assert find_method("prior_kl") == Method("prior_kl", "prior_kl", "diffppo", "prior_kl")
+    assert all(find_method(name).label == LABELS[name] for pair in ABLATIONS for name in pair[:2])
     own = find_method("tests.test_bench.own_method")
     assert (own.name, own.algo) == ("own_method", "tests.test_bench.own_method")
     with pytest.raises(ValueError, match="no method 'moon': expected one of diffusion"):
