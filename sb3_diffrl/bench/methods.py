@@ -21,7 +21,7 @@ class Method:
     config: str | None = None
 
 
-_ALL = (
+_GRID = (
     Method("diffusion", "Diffusion only", "diffppo", "diffusion_only"),
     Method("diffrl", "DiffRL", "diffppo", "diffrl"),
     Method("paper", "DiffRL, all parts", "diffppo", "paper"),
@@ -36,8 +36,7 @@ _ALL = (
     Method("sac", "SAC from scratch", "sac"),
     Method("tqc", "TQC from scratch", "tqc"),
 )
-METHODS = {method.name: method for method in _ALL}
-# Found by name as well, but not in the grid unless asked for.
+# What ablations compare with as well, not in the grid unless asked for.
 _OTHERS = (
     Method("kl_alone", "KL in the place of imitation", "diffppo", "kl_alone"),
     Method("imitation_only", "Imitation only", "diffppo", "imitation_only"),
@@ -52,7 +51,9 @@ ABLATIONS = (
     ("no_context", "diffrl", "demonstrations in the scenes met"),
     ("imitation_only", "diffrl", "policy gradients"),
 )
-LABELS = {method.name: method.label for method in (*_ALL, *_OTHERS)}
+METHODS = {method.name: method for method in _GRID}
+_NAMED = {method.name: method for method in (*_GRID, *_OTHERS)}
+LABELS = {name: method.label for name, method in _NAMED.items()}
 
 
 def find_method(name: str) -> Method:
@@ -67,9 +68,8 @@ def find_method(name: str) -> Method:
     from sb3_diffrl.bench.training import builder
     from sb3_diffrl.zoo import shipped
 
-    known = METHODS | {method.name: method for method in _OTHERS}
-    if name in known:
-        return known[name]
+    if name in _NAMED:
+        return _NAMED[name]
     configs = shipped("zoo_configs")
     if (configs / f"{name}.yml").exists() or Path(name).is_file():
         return Method(Path(name).stem, Path(name).stem, "diffppo", name)
