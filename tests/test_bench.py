@@ -305,6 +305,7 @@ def test_a_run_from_scratch() -> None:
     found = execute(tiny_run("ppo"))
     assert all(each.before is None for each in found.evaluations.values())
     assert found.curve[-1].env_steps == 120 == found.env_steps
+    assert all(point.clean is None for point in found.curve)  # nothing that it could forget
 
 
 def test_a_run_with_chunks_counts_environment_steps(priors: Path) -> None:

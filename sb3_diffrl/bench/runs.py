@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_diffrl.bench import records
@@ -78,7 +78,12 @@ class Run:
     def needs_prior(self) -> bool:
         """Whether it starts from a diffusion prior: DiffusionPPO and functions of one's own."""
         ours = self.algo == "diffppo" or "." in self.algo
-        return ours and bool(self.hyperparams.get("pretrain"))
+        return ours and self.knows_the_task
+
+    @property
+    def knows_the_task(self) -> bool:
+        """Whether it is pre-trained on demonstrations."""
+        return bool(self.hyperparams.get("pretrain"))
 
     @property
     def prior_seed(self) -> int:
@@ -184,14 +189,18 @@ def measure(
 
 class LearningCurve:
     """
-    The callbacks that measure a run as it trains.
+    The callbacks that measure a run as it trains: in the perturbed environment and, where the run
+    knows the task before RL and can forget it, in the clean one.
 
     :param run: what is trained
     """
 
     def __init__(self, run: Run) -> None:
         self._episodes = run.curve_episodes
-        self._perturbed, self._clean = (
+        measured: dict[str, str | None] = {"perturbed": run.perturbation}
+        if run.knows_the_task:
+            measured["clean"] = None
+        self.callbacks = [  # to hand to ``learn``
             SuccessCallback(
                 run.evaluation_env(perturbation, run.curve_episodes),
                 run.curve_interval,
@@ -199,35 +208,28 @@ class LearningCurve:
                 EVALUATION_SEED,
                 name=f"{name}_success_rate",
             )
-            for perturbation, name in ((run.perturbation, "perturbed"), (None, "clean"))
-        )
-
-    @property
-    def callbacks(self) -> list[BaseCallback]:
-        """What to hand to ``learn``."""
-        return [self._perturbed, self._clean]
+            for name, perturbation in measured.items()
+        ]
 
     @property
     def env_steps(self) -> int:
         """Environment steps so far; 0 where the callbacks were not used."""
-        return self._perturbed.env_steps if self._perturbed.curve else 0
+        perturbed = self.callbacks[0]
+        return perturbed.env_steps if perturbed.curve else 0
 
     @property
     def points(self) -> list[Point]:
         """The curve."""
-        return [
-            Point(steps, self._successes(perturbed), self._successes(clean))
-            for (steps, perturbed), (_, clean) in zip(
-                self._perturbed.curve, self._clean.curve, strict=True
-            )
+        curves = [
+            [Successes(round(rate * self._episodes), self._episodes) for _, rate in callback.curve]
+            for callback in self.callbacks
         ]
-
-    def _successes(self, rate: float) -> Successes:
-        return Successes(round(rate * self._episodes), self._episodes)
+        steps = [steps for steps, _ in self.callbacks[0].curve]
+        return [Point(*point) for point in zip(steps, *curves, strict=True)]
 
     def close(self) -> None:
         """Close its environments."""
-        for callback in (self._perturbed, self._clean):
+        for callback in self.callbacks:
             callback.env.close()
 
 
@@ -245,9 +247,10 @@ def execute(run: Run, prior: Prior | None = None) -> Record:
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     start = time.perf_counter()
     model = builder(run.algo)(run, prior)
-    knows = bool(run.hyperparams.get("pretrain"))  # before RL
     before = {
-        mode: measure(run, model, run.perturbation, deterministic).successes if knows else None
+        mode: measure(run, model, run.perturbation, deterministic).successes
+        if run.knows_the_task
+        else None
         for mode, deterministic in EVAL_MODES.items()
     }
     wall_s, points, env_steps = time.perf_counter() - start, [], 0
@@ -255,7 +258,7 @@ def execute(run: Run, prior: Prior | None = None) -> Record:
         curve = LearningCurve(run)
         start = time.perf_counter()
         decisions = run.env_steps // actions_per_decision(run.hyperparams)
-        callbacks = CallbackList(curve.callbacks)
+        callbacks = CallbackList([*curve.callbacks])
         model.learn(decisions, callbacks, progress_bar=run.progress_bar)
         wall_s, points, env_steps = time.perf_counter() - start, curve.points, curve.env_steps
         curve.close()
