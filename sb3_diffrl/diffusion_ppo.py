@@ -28,6 +28,8 @@ from sb3_diffrl.action_scale import check_action_space
 from sb3_diffrl.batches import check_demonstrations
 from sb3_diffrl.buffers import ChainBufferMixin, ChainSamples, chain_buffer_class
 from sb3_diffrl.demonstrations import Demonstrations
+from sb3_diffrl.env_statistics import hand_over_statistics, normalized_by
+from sb3_diffrl.fitting import PretrainingResult
 from sb3_diffrl.imitation import Imitation, ImitationSpec, imitation_losses
 from sb3_diffrl.imitation_buffer import ImitationBuffer
 from sb3_diffrl.losses import clipped_surrogate, value_loss
@@ -38,12 +40,7 @@ from sb3_diffrl.policies import (
     DiffusionMultiInputPolicy,
 )
 from sb3_diffrl.precision import check_precision, precision
-from sb3_diffrl.pretraining import (
-    PretrainingResult,
-    hand_over_statistics,
-    normalized_by,
-    pretrain,
-)
+from sb3_diffrl.pretraining import pretrain
 from sb3_diffrl.random_state import get_random_state, preserved_random_state, set_random_state
 from sb3_diffrl.schedules import (
     BETA,

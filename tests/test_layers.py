@@ -29,6 +29,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("actor",),
     ("policies",),
     ("batches",),
+    ("fitting",),
+    ("env_statistics",),
     ("pretraining",),
     ("imitation_buffer",),
     ("imitation",),

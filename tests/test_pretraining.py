@@ -19,10 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_diffrl import Demonstrations, DiffusionActorCriticPolicy, DiffusionPPO, pretrain
 from sb3_diffrl.batches import as_tensors, check_demonstrations
-from sb3_diffrl.pretraining import (
-    update_average,
-    warmup_cosine,
-)
+from sb3_diffrl.fitting import update_average, warmup_cosine
 from tests.envs import ASYMMETRIC, TargetEnv, demonstrations, several
 
 SMALL: dict[str, Any] = {"net_arch": [16, 16], "noise_levels": 10, "denoising_steps": 3}

@@ -19,8 +19,8 @@ from torch import nn
 from sb3_diffrl.batches import TensorBatches, check_demonstrations
 from sb3_diffrl.demonstrations import Demonstrations
 from sb3_diffrl.demonstrations.transport import as_transport, carry_over
+from sb3_diffrl.fitting import PretrainingResult, fit
 from sb3_diffrl.normalization import ObservationNormalizer
-from sb3_diffrl.pretraining import PretrainingResult, fit
 from sb3_diffrl.random_state import preserved_random_state
 from sb3_diffrl.wrappers.decisions import decisions
 from sb3_diffrl.wrappers.records import recorded_wrappers

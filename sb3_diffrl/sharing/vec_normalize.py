@@ -8,7 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_diffrl.pretraining import FrozenMeanStd
+from sb3_diffrl.env_statistics import FrozenMeanStd
 from sb3_diffrl.sharing.checks import (
     Check,
     at,
