@@ -165,16 +165,7 @@ def improvement(ours: np.ndarray, others: np.ndarray) -> np.ndarray:
         then differences of the means; ``(2n,)``
     """
     wins = np.sign(ours[:, None] - others[None]).mean(axis=(0, 1, 2))
-    return np.concatenate([(wins + 1) / 2, difference(ours, others)])
-
-
-def difference(ours: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """
-    :param ours: scores of a method, ``(N, M, n)``
-    :param others: of another on the same tasks
-    :return: differences of the means, ``(n,)``
-    """
-    return means(ours) - means(others)
+    return np.concatenate([(wins + 1) / 2, means(ours) - means(others)])
 
 
 def quotient(above: np.ndarray, below: np.ndarray) -> np.ndarray:
@@ -216,6 +207,19 @@ def strata(records: Iterable[Record], value: Callable[[Record], Any]) -> list[np
     :return: for each task the values of its runs, ``(runs, ...)``
     """
     return [np.array([value(r) for r in runs], float) for runs in by_task(records).values()]
+
+
+def differences(
+    ours: Iterable[Record], others: Iterable[Record], value: Callable[[Record], Any]
+) -> list[np.ndarray]:
+    """
+    :param ours: of one method
+    :param others: of another, with the same tasks and seeds
+    :param value: a number, or a row of numbers, of a run
+    :return: for each task the differences between runs of the same seed, ``(runs, ...)``
+    """
+    both = zip(strata(ours, value), strata(others, value), strict=True)
+    return [first - second for first, second in both]
 
 
 def mean_rates(

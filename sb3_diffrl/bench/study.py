@@ -151,6 +151,19 @@ def in_common(
     return first, second
 
 
+def pairs(ours: Sequence[Record], others: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+    """
+    Runs that start from a prior start from the same one where task and seed are the same, and what
+    it can do differs from seed to seed more than what is made of it.
+
+    :return: the runs of either method with a task, perturbation and seed that both have
+    """
+    cells = [{(r.task, r.perturbation, r.seed): r for r in records} for records in (ours, others)]
+    common = sorted(cells[0].keys() & cells[1].keys())
+    first, second = ([runs[cell] for cell in common] for runs in cells)
+    return first, second
+
+
 def check(records: Sequence[Record]) -> None:
     """
     :param records: what a report is to be made of

@@ -19,10 +19,11 @@ from sb3_diffrl.bench.records import EVAL_MODES, Evaluation, Record
 from sb3_diffrl.bench.statistics import (
     REPETITIONS,
     by_task,
-    difference,
+    differences,
     estimate,
     improvement,
     mean_rates,
+    means,
     over_seeds,
     strata,
 )
@@ -33,6 +34,7 @@ from sb3_diffrl.bench.study import (
     Study,
     in_common,
     outcome,
+    pairs,
     success,
     trained,
 )
@@ -180,14 +182,14 @@ def comparisons(study: Study) -> Lines:
 
 
 def ablations(study: Study) -> Lines:
-    """:return: what each part of the method changes: runs that have it against runs that do not"""
+    """:return: what each part of the method changes: runs that have it against those that do not"""
     rows = []
     for form in study.forms.values():
         for without, whole, part in ABLATIONS:
-            runs = in_common(
+            ours, others = pairs(
                 *(trained(form.methods.get(method, [])) for method in (whole, without))
             )
-            if not runs[0]:
+            if not ours:
                 continue
 
             def scores(record: Record, study: Study = form) -> list[float]:
@@ -196,15 +198,14 @@ def ablations(study: Study) -> Lines:
                 clean = success("stochastic", "clean")(record)
                 return [*perturbed, study.area(record), clean, entropy]
 
-            found = estimate(difference, *(strata(records, scores) for records in runs))
+            found = estimate(means, differences(ours, others, scores))
             cells = [
                 f"**{cell}**" if not found.over_tasks and low * high > 0 else cell
                 for i, (low, high) in enumerate(zip(found.low, found.high, strict=True))
                 for cell in [interval(found, i, "+.2f")]
             ]
             names = [part, *map(study.label, (whole, without))]
-            n_runs = " and ".join(str(len(records)) for records in runs)
-            rows.append([*names, *counts(form, without, runs[1])[1:3], n_runs, *cells])
+            rows.append([*names, *counts(form, without, others)[1:], *cells])
     if not rows:
         return []
     head = [
@@ -214,9 +215,9 @@ def ablations(study: Study) -> Lines:
     ]
     return [
         *("", "## What each part changes", ""),
-        "Means of the runs that have a part less those of the runs that do not, after training, on "
-        "the tasks that both have; the area is that under the perturbed learning curve, as in "
-        "*adaptation speed*. Bold: the interval over runs leaves out 0.",
+        "Runs that have a part less runs of the same task and seed, and so of the same prior, that "
+        "do not, after training: means of the differences. The area is that under the perturbed "
+        "learning curve, as in *adaptation speed*. Bold: the interval over runs leaves out 0.",
         "",
         *markdown(head, rows),
     ]

@@ -12,6 +12,7 @@ from sb3_diffrl.bench.records import EVAL_MODES, Key, Record
 from sb3_diffrl.bench.statistics import (
     Estimate,
     clean_curve,
+    differences,
     estimate,
     means,
     natural,
@@ -25,6 +26,7 @@ from sb3_diffrl.bench.study import (
     drops,
     finetuned,
     in_common,
+    pairs,
     success,
     trained,
 )
@@ -108,11 +110,11 @@ def forgetting(study: Study) -> Lines:
                 continue
             found = estimate(means, strata(tuned, lambda record: drops(clean_curve(record))))
             _, lowest, last = zip(*(drops(clean_curve(record)) for record in tuned), strict=True)
-            common = in_common(part.methods.get(PRIOR, []), tuned)
+            priors, ours = pairs(part.methods.get(PRIOR, []), tuned)
             against = [NONE] * len(clean)
-            if common[0]:
-                rates = (strata(runs, lambda r: [of(r) for of in clean]) for runs in common)
-                loss = estimate(lambda prior, ours: means(prior) - means(ours), *rates)
+            if priors:
+                lost = differences(priors, ours, lambda record: [of(record) for of in clean])
+                loss = estimate(means, lost)
                 against = [interval(loss, i, "+.2f") for i in range(len(clean))]
             rows.append(
                 [
@@ -135,7 +137,7 @@ def forgetting(study: Study) -> Lines:
         "Clean success over fine-tuning (stochastic), of methods that start from a prior; plus is "
         "a loss. The largest drop looks for the lowest of many noisy points and so is above 0 even "
         "where nothing is forgotten. The last columns take the final evaluations, which have more "
-        "episodes, against Diffusion only on the same tasks.",
+        "episodes, against Diffusion only of the same tasks and seeds.",
         "",
         *markdown(head, rows),
     ]
