@@ -141,26 +141,21 @@ def drops(curve: Curve) -> tuple[float, float, float]:
 
 
 def in_common(
-    ours: Sequence[Record], others: Sequence[Record]
+    ours: Sequence[Record], others: Sequence[Record], *, paired: bool = False
 ) -> tuple[list[Record], list[Record]]:
-    """:return: the runs of either method on tasks that both have"""
-    tasks = by_task(ours).keys() & by_task(others).keys()
-    first, second = (
-        [r for r in records if (r.task, r.perturbation) in tasks] for records in (ours, others)
-    )
-    return first, second
-
-
-def pairs(ours: Sequence[Record], others: Sequence[Record]) -> tuple[list[Record], list[Record]]:
     """
-    Runs that start from a prior start from the same one where task and seed are the same, and what
-    it can do differs from seed to seed more than what is made of it.
-
-    :return: the runs of either method with a task, perturbation and seed that both have
+    :param ours: runs of a method
+    :param others: runs of another
+    :param paired: whether seeds are to be the same too: then runs start from the same prior, and
+        what it can do differs from seed to seed more than what is made of it
+    :return: the runs of either method on tasks, or tasks and seeds, that both have
     """
-    cells = [{(r.task, r.perturbation, r.seed): r for r in records} for records in (ours, others)]
-    common = sorted(cells[0].keys() & cells[1].keys())
-    first, second = ([runs[cell] for cell in common] for runs in cells)
+
+    def cell(record: Record) -> tuple[Task, int | None]:
+        return (record.task, record.perturbation), record.seed if paired else None
+
+    both = {*map(cell, ours)} & {*map(cell, others)}
+    first, second = ([r for r in records if cell(r) in both] for records in (ours, others))
     return first, second
 
 

@@ -34,7 +34,6 @@ from sb3_diffrl.bench.study import (
     Study,
     in_common,
     outcome,
-    pairs,
     success,
     trained,
 )
@@ -186,9 +185,8 @@ def ablations(study: Study) -> Lines:
     rows = []
     for form in study.forms.values():
         for without, whole, part in ABLATIONS:
-            ours, others = pairs(
-                *(trained(form.methods.get(method, [])) for method in (whole, without))
-            )
+            runs = (trained(form.methods.get(method, [])) for method in (whole, without))
+            ours, others = in_common(*runs, paired=True)
             if not ours:
                 continue
 

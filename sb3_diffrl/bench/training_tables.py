@@ -26,7 +26,6 @@ from sb3_diffrl.bench.study import (
     drops,
     finetuned,
     in_common,
-    pairs,
     success,
     trained,
 )
@@ -110,7 +109,7 @@ def forgetting(study: Study) -> Lines:
                 continue
             found = estimate(means, strata(tuned, lambda record: drops(clean_curve(record))))
             _, lowest, last = zip(*(drops(clean_curve(record)) for record in tuned), strict=True)
-            priors, ours = pairs(part.methods.get(PRIOR, []), tuned)
+            priors, ours = in_common(part.methods.get(PRIOR, []), tuned, paired=True)
             against = [NONE] * len(clean)
             if priors:
                 lost = differences(priors, ours, lambda record: [of(record) for of in clean])
