@@ -48,7 +48,7 @@ class ZooFinder:
                 load(module)
                 call("extend", module)
 
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]  # meant
         return spec
 
 

@@ -129,7 +129,7 @@ class ChainBufferMixin(RolloutBuffer):
         """
         if not self.generator_ready:
             self.prior_means = self.swap_and_flatten(self.prior_means)
-        yield from super().get(batch_size)  # type: ignore[misc]
+        yield from super().get(batch_size)  # type: ignore[misc]  # of these samples, see below
 
     def to_torch(self, array: np.ndarray, copy: bool = True) -> th.Tensor:
         """
@@ -144,7 +144,7 @@ class ChainBufferMixin(RolloutBuffer):
         pinned = th.from_numpy(np.ascontiguousarray(array)).pin_memory()
         return pinned.to(self.device, non_blocking=True)
 
-    def _get_samples(  # type: ignore[override]
+    def _get_samples(  # type: ignore[override]  # as above
         self, batch_inds: np.ndarray, env: VecNormalize | None = None
     ) -> ChainSamples:
         samples = super()._get_samples(batch_inds, env)

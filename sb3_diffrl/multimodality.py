@@ -10,6 +10,7 @@ are those of the samples blurred by Gaussian noise of that standard deviation.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -171,7 +172,7 @@ def action_samples(
     drawn = []
     with preserved_random_state(seed):
         for start in range(0, n_rows, BATCH):
-            batch = map_parts(lambda part, at=start: part[at : at + BATCH], rows)  # type: ignore[misc]
+            batch = map_parts(itemgetter(slice(start, start + BATCH)), rows)
             with fresh_exploration(model, min(BATCH, n_rows - start)):
                 drawn.append(model.predict(batch, deterministic=deterministic)[0])
     actions = model.policy.scale_action(np.concatenate(drawn)).reshape(n_rows, -1)

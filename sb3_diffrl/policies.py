@@ -243,7 +243,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         if self.optimizer_class in (th.optim.Adam, th.optim.AdamW):
             optimizer_kwargs.setdefault("fused", "foreach" not in optimizer_kwargs)
         self.optimizer, self.critic_optimizer = (
-            self.optimizer_class(parameters, lr=lr_schedule(1), **optimizer_kwargs)  # type: ignore[call-arg]
+            self.optimizer_class(parameters, lr=lr_schedule(1), **optimizer_kwargs)  # type: ignore[call-arg]  # lr
             for parameters in (self.finetuned_parameters(), self.critic_parameters())
         )
 

@@ -26,7 +26,7 @@ def set_random_state(state: dict[str, Any]) -> None:
     :param state: from :func:`get_random_state`; CUDA's part is ignored where the devices differ
     """
     random.setstate(state["python"])
-    np.random.set_state(state["numpy"])  # noqa: NPY002
+    np.random.set_state(state["numpy"])  # noqa: NPY002 -- as above
     th.set_rng_state(state["torch"])
     if len(state["cuda"]) == th.cuda.device_count():
         th.cuda.set_rng_state_all(state["cuda"])
@@ -42,7 +42,7 @@ def preserved_random_state(seed: int | None = None) -> Iterator[None]:
     state = get_random_state()
     try:
         if seed is not None:
-            np.random.seed(seed)  # noqa: NPY002
+            np.random.seed(seed)  # noqa: NPY002 -- as above
             th.manual_seed(seed)
         yield
     finally:

@@ -137,9 +137,9 @@ class _Annotations:
         if not path.is_file():
             raise ValueError(f"{path}: no such file; annotated=False reads the play alone")
         content = load_npy(path)
-        whole = content.item() if content.shape == () else None
+        whole: Any = content.item() if content.shape == () else None
         try:
-            language, info = whole["language"], whole["info"]  # type: ignore[index]
+            language, info = whole["language"], whole["info"]
             self.sentences = [str(sentence) for sentence in language["ann"]]
             self.tasks = [str(task) for task in language["task"]]
             embeddings = np.asarray(language["emb"])

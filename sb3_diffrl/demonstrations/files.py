@@ -49,8 +49,8 @@ def save(
     with _in_place_of(target) as temporary:
         if target.suffix == ".npz":
             with temporary.open("wb") as file:
-                loaded = {name: np.asarray(array) for name, array in arrays.items()}
-                np.savez_compressed(file, **loaded)  # type: ignore[arg-type]
+                loaded: Any = {name: np.asarray(array) for name, array in arrays.items()}
+                np.savez_compressed(file, **loaded)
         else:
             _write_folder(temporary, arrays, progress_bar)
     return target

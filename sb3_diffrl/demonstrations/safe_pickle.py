@@ -16,7 +16,7 @@ import pickle
 import pickletools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -195,9 +195,9 @@ class _Array(np.ndarray[Any, np.dtype[Any]]):
 
     def __setstate__(self, state: Any) -> None:
         _version, shape, dtype, fortran, data = state
-        order = "F" if fortran else "C"
+        order: Literal["F", "C"] = "F" if fortran else "C"
         array = _objects(data) if _plain(dtype).hasobject else np.frombuffer(data, _plain(dtype))
-        array = array.reshape(_shape(shape), order=order)  # type: ignore[call-overload]
+        array = array.reshape(_shape(shape), order=order)
         content: Any = list(array.flat) if array.dtype.hasobject else array.tobytes()
         checked: Any = (1, array.shape, array.dtype, False, content)
         super().__setstate__(checked)

@@ -109,7 +109,7 @@ class AvoidingEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     :param render_mode: None or ``"rgb_array"``
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012 -- as gymnasium's
 
     def __init__(
         self,
@@ -184,7 +184,7 @@ class AvoidingVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDAr
     :param max_episode_steps: steps after which an episode is truncated
     """
 
-    metadata: dict[str, Any] = {  # noqa: RUF012
+    metadata: dict[str, Any] = {  # noqa: RUF012 -- as gymnasium's
         **AvoidingEnv.metadata,
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }

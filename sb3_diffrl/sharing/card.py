@@ -244,7 +244,7 @@ def record_gif(
             image = Image.fromarray(np.asarray(frame, np.uint8)).convert("RGB")
             image.thumbnail((size, size))
             frames.append(image.quantize(64))
-            actions, _ = model.predict(observations)  # type: ignore[arg-type]
+            actions, _ = model.predict(observations)  # type: ignore[arg-type]  # VecEnv's
             observations, _, dones, _ = env.step(actions)
             episodes += bool(dones[0])
     duration = max(20, round(1000 / metadata.get("render_fps", 30)))

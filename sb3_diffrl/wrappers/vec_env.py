@@ -33,7 +33,7 @@ class GymVecEnv(VecEnv):
     def reset(self) -> VecEnvObs:
         """:return: first observations ``(N, ...)``"""
         seeds = None if all(seed is None for seed in self._seeds) else self._seeds
-        observations, infos = self.venv.reset(seed=seeds, options=self._options[0] or None)  # type: ignore[arg-type]
+        observations, infos = self.venv.reset(seed=seeds, options=self._options[0] or None)  # type: ignore[arg-type]  # SB3's
         self.reset_infos = self._split(infos)
         self._reset_seeds()
         self._reset_options()

@@ -71,8 +71,9 @@ def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, An
     merged = dict(base)
     for name, value in overrides.items():
         old = merged.get(name)
-        nested = isinstance(value, Mapping) and isinstance(old, Mapping) and "kind" not in value
-        merged[name] = merge(old, value) if nested else value  # type: ignore[arg-type]  # Mapping
+        if isinstance(value, Mapping) and isinstance(old, Mapping) and "kind" not in value:
+            value = merge(old, value)
+        merged[name] = value
     return merged
 
 

@@ -64,7 +64,7 @@ class MetaWorldEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     :raises ValueError: for an unknown task, level, field, reward or render mode
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 80}  # noqa: RUF012
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 80}  # noqa: RUF012 -- as gymnasium's
 
     def __init__(
         self,

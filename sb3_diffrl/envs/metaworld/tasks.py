@@ -216,14 +216,14 @@ class TaskHooks:
         return np.array([[*body.xpos, *body.xquat] for body in bodies]).reshape(-1, 7)
 
     def _get_curr_obs_combined_no_goal(self) -> Floats:
-        observation: Floats = super()._get_curr_obs_combined_no_goal()  # type: ignore[misc]
+        observation: Floats = super()._get_curr_obs_combined_no_goal()  # type: ignore[misc]  # Meta-World's
         if self.n_blocks and not self.has_second_object:
             observation[11:18] = self.block_poses()[0]
         return observation
 
     def _initialize_simulation(self) -> tuple[Any, Any]:
         if not self.n_blocks:
-            return super()._initialize_simulation()  # type: ignore[misc]
+            return super()._initialize_simulation()  # type: ignore[misc]  # Meta-World's
         import mujoco
 
         spec = mujoco.MjSpec.from_file(self.fullpath)
