@@ -138,6 +138,9 @@ class CountingEnv(gym.Env[np.ndarray, np.ndarray]):
         return np.array([self.number, self.episode, self.steps], np.float32)
 
 
+RISING = [1, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 0, 1, 1, 1, 1]  # ScriptedEnv: four episodes in 16 steps
+
+
 class ScriptedEnv(gym.Env[np.ndarray, np.ndarray]):
     """
     Four decisions per episode, whose success or return a list says, whatever the actions.
@@ -250,3 +253,13 @@ def demonstrations(env: TargetEnv | None = None, n_episodes: int = 20) -> Demons
             observations.append(np.stack(seen))
         actions.append(np.clip(np.stack(done), low, high))
     return Demonstrations.from_arrays(observations, actions)
+
+
+def counted_demonstrations() -> Demonstrations:
+    rng = np.random.default_rng(0)
+    observations = np.stack([np.tile([0, 1], 20), np.arange(40) // 4, np.arange(40) % 4], axis=1)
+    return Demonstrations.from_arrays(
+        observations.astype(np.float32),
+        rng.uniform(-1, 1, (40, 2)).astype(np.float32),
+        episode_ends=np.arange(4, 41, 4),
+    )
