@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -40,7 +41,7 @@ from sb3_diffrl.bench.training import (
     training_env,
 )
 from sb3_diffrl.callbacks import SuccessCallback
-from sb3_diffrl.envs.avoiding import AvoidingVectorEnv
+from sb3_diffrl.envs.avoiding import AvoidingEnv, AvoidingVectorEnv
 from sb3_diffrl.evaluation import evaluate
 from sb3_diffrl.files import write_text
 from sb3_diffrl.plots import quickstart_figure, record_trajectories
@@ -205,6 +206,14 @@ def test_methods_are_found_by_name_experiment_and_function() -> None:
         find_method("moon")
 
 
+class Fussy(gym.Wrapper[Any, Any, Any, Any]):
+    """Refuses every environment but Avoiding."""
+
+    def __init__(self, env: gym.Env[Any, Any]):
+        assert isinstance(env.unwrapped, AvoidingEnv)
+        super().__init__(env)
+
+
 def test_budgets_count_environment_steps() -> None:
     task, diffrl = avoiding(), METHODS["diffrl"]
     assert plan_run(task, diffrl, "scene:0").env_steps == 60_000
@@ -213,7 +222,9 @@ def test_budgets_count_environment_steps() -> None:
     assert plan_run(task, METHODS["diffusion"], "episode", env_steps=99).env_steps == 0
     chunks = plan_run(task, find_method("chunks"), "scene:0")
     assert chunks.env_steps == 4 * chunks.hyperparams["n_timesteps"]
-    assert actions_per_decision(chunks.hyperparams) == 4
+    assert actions_per_decision(task, chunks.hyperparams) == 4
+    fussy = {"env_wrapper": "tests.test_bench.Fussy"}
+    assert actions_per_decision(task, fussy) == 1
 
 
 # -- building ----------------------------------------------------------------------------------

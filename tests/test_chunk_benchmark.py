@@ -30,7 +30,7 @@ def test_all_variants_see_as_many_environment_steps_and_discount_them_alike() ->
     base = avoiding().hyperparams_of("diffppo")
     for _, chunk in chunks.CHUNKS.values():
         hyperparams = chunks.hyperparams_for(base, chunk)
-        n = actions_per_decision(hyperparams)
+        n = actions_per_decision(avoiding(), hyperparams)
         assert n == (1 if chunk is None else chunk["n_executed"])
         assert hyperparams["n_steps"] * n == base["n_steps"]
         assert hyperparams["gamma"] == pytest.approx(base["gamma"] ** n)

@@ -135,7 +135,7 @@ def plan_run(
     :return: the run
     """
     hyperparams = task.hyperparams_of(method.algo, method.config)
-    steps = round(hyperparams.get("n_timesteps", 0)) * actions_per_decision(hyperparams)
+    steps = round(hyperparams.get("n_timesteps", 0)) * actions_per_decision(task, hyperparams)
     if steps and hyperparams.get("pretrain"):
         steps = task.env_steps.get(perturbation, steps)
     if steps and env_steps is not None:
@@ -257,7 +257,7 @@ def execute(run: Run, prior: Prior | None = None) -> Record:
     if run.env_steps:
         curve = LearningCurve(run)
         start = time.perf_counter()
-        decisions = run.env_steps // actions_per_decision(run.hyperparams)
+        decisions = run.env_steps // actions_per_decision(run.task, run.hyperparams)
         callbacks = CallbackList([*curve.callbacks])
         model.learn(decisions, callbacks, progress_bar=run.progress_bar)
         wall_s, points, env_steps = time.perf_counter() - start, curve.points, curve.env_steps

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import gymnasium as gym
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
@@ -19,6 +18,8 @@ import sb3_diffrl_zoo_hook as zoo_hook
 from sb3_diffrl.bench.tasks import Task, Wrap
 from sb3_diffrl.diffusion_ppo import DiffusionPPO
 from sb3_diffrl.files import Path, write_bytes, write_text
+from sb3_diffrl.wrappers import ActionChunkWrapper
+from sb3_diffrl.wrappers.records import find, recorded_wrappers
 from sb3_diffrl.zoo import linear, load_demonstrations
 
 if TYPE_CHECKING:
@@ -83,16 +84,19 @@ def wrapping(hyperparams: Mapping[str, Any]) -> Wrap | None:
     return get_wrapper_class(dict(hyperparams))
 
 
-def actions_per_decision(hyperparams: Mapping[str, Any]) -> int:
+def actions_per_decision(task: Task, hyperparams: Mapping[str, Any]) -> int:
     """
+    :param task: gives the environment that is wrapped
     :param hyperparams: an entry of RL Zoo's
     :return: environment steps of a decision, above 1 with action chunks
     """
     wrap = wrapping(hyperparams)
     if wrap is None:
         return 1
-    env = wrap(gym.make("Pendulum-v1"))  # any: the wrapper alone counts
-    return int(env.get_wrapper_attr("n_executed")) if env.has_wrapper_attr("n_executed") else 1
+    env = task.make_env(None, 1, wrap)
+    chunk = find(recorded_wrappers(env), ActionChunkWrapper.__name__)
+    env.close()
+    return 1 if chunk is None else chunk["n_executed"]
 
 
 def training_env(task: Task, hyperparams: Mapping[str, Any], perturbation: str | None) -> VecEnv:
