@@ -39,7 +39,7 @@ from sb3_diffrl.bench.statistics import (
     quotient,
 )
 from sb3_diffrl.bench.study import MAIN, Study, drops, finetuned, outcome
-from sb3_diffrl.bench.tables import ablations, paper
+from sb3_diffrl.bench.tables import ablations, comparisons, paper
 from sb3_diffrl.bench.training_tables import progress, times
 from sb3_diffrl.evaluation import wilson_interval
 
@@ -363,6 +363,16 @@ def test_what_each_part_changes(few_draws: None) -> None:
     assert not ablations(Study(runs[:6], LABELS))
     single = [run for run in runs if run.seed == 0 and run.perturbation == "scene:0"]
     assert "| +0.50 |" in ablations(Study(single, LABELS))[-1]
+
+
+@pytest.mark.parametrize(("before", "difference"), [(0.3, "-0.10"), (None, "+0.20")])
+def test_pretrained_methods_are_compared_by_seed(
+    before: float | None, difference: str, few_draws: None
+) -> None:
+    ours = [record(seed=seed, after=after) for seed, after in enumerate((0.4, 0.9, 0.8))]
+    others = [record("other", before=before, after=0.5)]
+    row = comparisons(Study([*ours, *others], LABELS))[-1]
+    assert difference in row
 
 
 def test_progress_names_what_is_missing() -> None:

@@ -110,11 +110,13 @@ def trained(records: Iterable[Record]) -> list[Record]:
 def finetuned(records: Iterable[Record]) -> list[Record]:
     """:return: the trained runs that started from a prior and measured what it had learnt clean"""
     return [
-        record
-        for record in trained(records)
-        if len(clean_curve(record)) > 1
-        and all(evaluation.before is not None for evaluation in record.evaluations.values())
+        record for record in trained(records) if len(clean_curve(record)) > 1 and pretrained(record)
     ]
+
+
+def pretrained(record: Record) -> bool:
+    """:return: whether a run knew something before RL, and that was measured"""
+    return all(evaluation.before is not None for evaluation in record.evaluations.values())
 
 
 def outcome(mode: str, part: str) -> Callable[[Record], Successes]:

@@ -34,6 +34,7 @@ from sb3_diffrl.bench.study import (
     Study,
     in_common,
     outcome,
+    pretrained,
     success,
     trained,
 )
@@ -157,7 +158,8 @@ def comparisons(study: Study) -> Lines:
     rows = []
     for part in study.forms.values():
         for method, records in part.methods.items():
-            ours, others = in_common(part.methods.get(MAIN, []), records)
+            paired = all(map(pretrained, records))
+            ours, others = in_common(part.methods.get(MAIN, []), records, paired=paired)
             if method == MAIN or not ours:
                 continue
             scores = (strata(runs, lambda r: [of(r) for of in rates]) for runs in (ours, others))
@@ -172,9 +174,10 @@ def comparisons(study: Study) -> Lines:
         head += [f"probability of improvement, {mode}", f"difference of means, {mode}"]
     return [
         *("", f"## {main} against each other method", ""),
-        f"Perturbed success after training, on the tasks that both have. Probability that a run of "
-        f"{main} is better than one of the other on a task, ties counting half, averaged over "
-        "tasks; and the difference of the mean success rates.",
+        "Perturbed success after training, on the tasks that both have, and where the other is "
+        f"pre-trained, too, with the seeds that both have. Probability that a run of {main} is "
+        "better than one of the other on a task, ties counting half, averaged over tasks; and the "
+        "difference of the mean success rates.",
         "",
         *markdown(head, rows),
     ]
