@@ -12,5 +12,5 @@ th.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def known_random_state() -> None:
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002  (the generator that Stable-Baselines3 draws from)
+    np.random.seed(0)
     th.manual_seed(0)

@@ -219,10 +219,10 @@ def test_profile_is_rliables() -> None:
 
 def test_intervals_repeat_and_leave_the_random_state() -> None:
     strata = list(np.random.default_rng(6).random((2, 5)))
-    before = np.random.get_state()[1].copy()  # type: ignore[index] # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # type: ignore[index]
     first, second = (estimate(aggregates, strata) for _ in range(2))
     assert (first.low == second.low).all() and (first.high == second.high).all()
-    assert (before == np.random.get_state()[1]).all()  # type: ignore[index] # noqa: NPY002
+    assert (before == np.random.get_state()[1]).all()  # type: ignore[index]
 
 
 def test_strata_must_go_together() -> None:

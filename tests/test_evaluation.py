@@ -117,16 +117,16 @@ def test_returns_are_sums_of_rewards() -> None:
 def test_global_random_state_is_left_alone() -> None:
     model, env = make_model(), several(2)
     random.seed(3)
-    np.random.seed(4)  # noqa: NPY002
+    np.random.seed(4)
     th.manual_seed(5)
 
     def draws() -> tuple[float, float, float]:
-        return random.random(), float(np.random.rand()), float(th.rand(()))  # noqa: NPY002
+        return random.random(), float(np.random.rand()), float(th.rand(()))
 
-    states = random.getstate(), np.random.get_state(), th.get_rng_state()  # noqa: NPY002
+    states = random.getstate(), np.random.get_state(), th.get_rng_state()
     expected = draws()
     random.setstate(states[0])
-    np.random.set_state(states[1])  # noqa: NPY002
+    np.random.set_state(states[1])
     th.set_rng_state(states[2])
     evaluate(model, env, 4)
     assert draws() == expected

@@ -196,7 +196,7 @@ def test_shared_weights_are_written_once(tmp_path: Path) -> None:
 
 def test_training_goes_on_as_if_it_had_never_stopped(saved: Path) -> None:
     whole = make_trained().learn(64, reset_num_timesteps=False)
-    np.random.seed(None)  # noqa: NPY002
+    np.random.seed(None)
     th.seed()
     resumed = DiffusionPPO.from_pretrained(saved, repeating())
     resumed.learn(64, reset_num_timesteps=False)

@@ -299,16 +299,16 @@ def test_drawing_leaves_no_trace(name: str) -> None:
     model = MODELS[name]()
     observations = start_observations(TargetEnv(), 2)
     th.manual_seed(3)
-    np.random.seed(4)  # noqa: NPY002
+    np.random.seed(4)
 
     def draws() -> list[Any]:
         again = [model.predict(observations)[0] for _ in range(2)]
-        return [*again, th.rand(2).numpy(), np.random.rand()]  # noqa: NPY002
+        return [*again, th.rand(2).numpy(), np.random.rand()]
 
-    states = th.get_rng_state(), np.random.get_state()  # noqa: NPY002
+    states = th.get_rng_state(), np.random.get_state()
     expected = draws()
     th.set_rng_state(states[0])
-    np.random.set_state(states[1])  # noqa: NPY002
+    np.random.set_state(states[1])
     first = action_samples(model, observations, 7, seed=1)
     for found, value in zip(draws(), expected, strict=True):
         np.testing.assert_array_equal(found, value)

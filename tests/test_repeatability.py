@@ -82,7 +82,7 @@ def assert_same_models(a: DiffusionPPO, b: DiffusionPPO) -> None:
 def test_same_seed_repeats_bit_for_bit(name: str) -> None:
     models, logs = [], []
     for _ in range(2):
-        np.random.seed(None)  # noqa: NPY002  (whatever came before must not matter)
+        np.random.seed(None)
         th.seed()
         model = BUILDERS[name]()
         logs.append(Log(model))
@@ -143,7 +143,7 @@ def test_two_loads_continue_identically(name: str, seed: int | None, tmp_path: P
     given = {} if seed is None else {"seed": seed}
     loaded = []
     for _ in range(2):
-        np.random.seed(None)  # noqa: NPY002
+        np.random.seed(None)
         th.seed()
         env = several(2) if name == "plain" else counting(2)
         loaded.append(DiffusionPPO.load(tmp_path / "model.zip", env=env, **given).learn(48))
@@ -171,7 +171,7 @@ def test_a_saved_run_goes_on_as_if_it_had_never_stopped(name: str, tmp_path: Pat
     first.learn(54)
     first.save(tmp_path / "model.zip", include=["imitation_buffer"])
     env = first.get_env()
-    np.random.seed(None)  # noqa: NPY002
+    np.random.seed(None)
     th.seed()
     second = DiffusionPPO.load(tmp_path / "model.zip", env=env, force_reset=False)
     second.learn(54, reset_num_timesteps=False)

@@ -590,7 +590,7 @@ def test_the_hubs_functions_are_those_that_the_zoo_calls(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     zoo_hook.install()
-    import huggingface_sb3  # type: ignore[import-untyped]
+    import huggingface_sb3
     import rl_zoo3.push_to_hub as push_to_hub
     from huggingface_hub import ModelCard
     from huggingface_hub.errors import EntryNotFoundError

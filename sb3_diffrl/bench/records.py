@@ -131,11 +131,11 @@ class Record:
         try:
             values: dict[str, Any] = json.loads(line)
             evaluations = {
-                mode: Evaluation(*(_successes(counts) for counts in parts))  # type: ignore[arg-type]
+                mode: Evaluation(*(_successes(counts) for counts in parts))  # type: ignore[arg-type]  # null
                 for mode, parts in values["evaluations"].items()
             }
             curve = [
-                Point(int(steps), *(_successes(counts) for counts in rates))  # type: ignore[arg-type]
+                Point(int(steps), *(_successes(counts) for counts in rates))  # type: ignore[arg-type]  # null
                 for steps, *rates in values["curve"]
             ]
             return cls(**{**values, "evaluations": evaluations, "curve": curve})

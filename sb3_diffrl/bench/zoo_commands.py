@@ -64,7 +64,7 @@ def zoo_load(algo: str, env_id: str, run: Path, seed: int) -> tuple[BaseAlgorith
     :return: the trained model and one environment to evaluate it in, returns not normalised
     """
     zoo_hook.install()
-    from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]
+    from huggingface_sb3 import EnvironmentName
     from rl_zoo3.utils import ALGOS, create_test_env, get_saved_hyperparams
 
     name = EnvironmentName(env_id)

@@ -68,7 +68,7 @@ def read_tensors(path: Path, expected: Mapping[str, Spec]) -> Callable[[], dict[
         raise ValueError(f"a header of {length} bytes, at most {MAX_HEADER_BYTES} allowed")
     try:
         with safe_open(path, framework="pt") as opened:
-            parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 -- no mapping
             found = {
                 name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()
             }

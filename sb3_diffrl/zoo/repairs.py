@@ -27,7 +27,7 @@ def mend_hub_client() -> None:
     ``rl_zoo3.push_to_hub`` imports a function that huggingface_sb3 has renamed, and
     ``rl_zoo3.load_from_hub`` waits for an exception that huggingface_hub no longer raises.
     """
-    import huggingface_sb3  # type: ignore[import-untyped]
+    import huggingface_sb3
     from huggingface_hub.errors import EntryNotFoundError
     from requests.exceptions import HTTPError
 
@@ -116,7 +116,7 @@ def _find_ffmpeg() -> None:
     if shutil.which("ffmpeg") is not None:
         return
     with contextlib.suppress(ImportError, RuntimeError, OSError):
-        import imageio_ffmpeg  # type: ignore[import-untyped]
+        import imageio_ffmpeg
 
         program = imageio_ffmpeg.get_ffmpeg_exe()
         folder = tempfile.mkdtemp()
