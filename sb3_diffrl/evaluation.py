@@ -1,12 +1,14 @@
 """Success statistics of a policy."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch as th
 from gymnasium.vector import VectorEnv
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import Monitor
@@ -78,13 +80,19 @@ def evaluate(
     A model that is trained under :class:`~stable_baselines3.common.vec_env.VecNormalize` sees the
     observations normalised by its statistics, if the env does not do that itself.
 
+    gSDE draws its noise as in training: for each episode, and anew after ``sde_sample_freq`` of its
+    decisions.
+
     :param model: any model of SB3's
     :param env: environment, vectorised or not
     :param n_episodes: number of episodes ``E``
     :param deterministic: how the model predicts
     :param seed: of the envs and the policy's noise
     :return: the statistics; an episode succeeds where its last ``info["is_success"]`` says so
+    :raises ValueError: for no episodes
     """
+    if n_episodes < 1:
+        raise ValueError(f"n_episodes: expected 1 or more, got {n_episodes}.")
     vec_env = as_vec_env(env)
     monitored = all(vec_env.env_is_wrapped(Monitor))
     statistics = model.get_vec_normalize_env() if hasattr(model, "get_vec_normalize_env") else None
@@ -92,17 +100,20 @@ def evaluate(
         see: Callable[[Any], Any] = _as_they_are
     else:
         see = statistics.normalize_obs
-    with preserved_random_state(seed):
+    n_envs = vec_env.num_envs
+    with preserved_random_state(seed), fresh_exploration(model, n_envs) as redraw:
         vec_env.seed(seed)
         observations = vec_env.reset()
-        n_envs = vec_env.num_envs
         quota = (n_episodes + np.arange(n_envs)) // n_envs  # sums up to n_episodes
         returns, lengths = np.zeros(n_envs), np.zeros(n_envs, int)
+        decisions = np.zeros(n_envs, int)  # of the episode so far
         episodes: list[tuple[float, int, dict[str, Any]]] = []
         while quota.any():
             actions, _ = model.predict(see(observations), deterministic=deterministic)
             observations, rewards, dones, infos = vec_env.step(actions)
             returns += rewards
+            decisions = np.where(dones, 0, decisions + 1)
+            redraw(decisions)
             lengths += [info.get("env_steps", 1) for info in infos]  # a chunk makes several
             for i in np.flatnonzero(dones):
                 if quota[i] > 0:
@@ -117,6 +128,42 @@ def evaluate(
         lengths=np.array([episode[1] for episode in episodes]),
         infos=[info for _, _, info in episodes],
     )
+
+
+@contextmanager
+def fresh_exploration(model: BaseAlgorithm, n: int) -> Iterator[Callable[[np.ndarray], None]]:
+    """
+    Draw gSDE's noise for each row that the model predicts inside, and put back what was there.
+
+    Without it SB3's ``predict`` adds the noise of one and the same matrix to every row, so that
+    equal observations give equal actions. Models without gSDE draw anew in every call anyway.
+
+    :param model: any model of SB3's
+    :param n: number of rows of each call of ``predict``
+    :return: function that draws it anew where it is due: at the start of an episode and after each
+        ``sde_sample_freq`` decisions; it takes the decisions made so far in each row's, ``(n,)``
+    """
+    if not getattr(model, "use_sde", False):
+        yield lambda decisions: None
+        return
+    actor: Any = getattr(model.policy, "actor", model.policy)  # SAC and PPO keep it apart
+    distribution = actor.action_dist
+    every = getattr(model, "sde_sample_freq", -1)
+
+    def redraw(decisions: np.ndarray) -> None:
+        due = decisions % every == 0 if every > 0 else decisions == 0
+        if due.any():
+            before = distribution.exploration_matrices
+            with th.no_grad():
+                actor.reset_noise(n)
+                distribution.exploration_matrices[~due] = before[~due]
+
+    kept = dict(vars(distribution))
+    try:
+        actor.reset_noise(n)
+        yield redraw
+    finally:
+        vars(distribution).update(kept)
 
 
 def _as_they_are(observations: Any) -> Any:

@@ -8,8 +8,6 @@ are those of the samples blurred by Gaussian noise of that standard deviation.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -21,7 +19,7 @@ from scipy.special import digamma, gammaln
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_diffrl.evaluation import as_vec_env
+from sb3_diffrl.evaluation import as_vec_env, fresh_exploration
 from sb3_diffrl.random_state import preserved_random_state
 from sb3_diffrl.wrappers.observation_history import map_parts
 
@@ -177,30 +175,6 @@ def action_samples(
                 drawn.append(model.predict(batch, deterministic=deterministic)[0])
     actions = model.policy.scale_action(np.concatenate(drawn)).reshape(n_rows, -1)
     return actions.reshape(-1, n_samples, actions.shape[-1])
-
-
-@contextmanager
-def fresh_exploration(model: BaseAlgorithm, n: int) -> Iterator[None]:
-    """
-    Draw gSDE's noise anew for each row that the model predicts inside, and put back what was there.
-
-    Without it SB3's ``predict`` adds the noise of one and the same matrix to every row, so that
-    equal observations give equal actions. Models without gSDE draw anew in every call anyway.
-
-    :param model: any model of SB3's
-    :param n: number of rows of each call of ``predict``
-    """
-    if not getattr(model, "use_sde", False):
-        yield
-        return
-    actor: Any = getattr(model.policy, "actor", model.policy)  # SAC and PPO keep it apart
-    distribution = actor.action_dist
-    kept = dict(vars(distribution))
-    try:
-        actor.reset_noise(n)
-        yield
-    finally:
-        vars(distribution).update(kept)
 
 
 def start_observations(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from stable_baselines3 import PPO
+from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 
@@ -167,6 +167,58 @@ def test_deterministic_is_handed_on() -> None:
     model.predict = spy  # type: ignore[method-assign]
     evaluate(model, env, 2, deterministic=True)
     assert set(calls) == {True}
+
+
+class Still(gym.Env[np.ndarray, np.ndarray]):
+    """Shows the same in each of five steps and keeps the actions of each episode."""
+
+    observation_space = gym.spaces.Box(-1, 1, (3,))
+    action_space = gym.spaces.Box(-1, 1, (2,))
+
+    def __init__(self) -> None:
+        self.episodes: list[list[np.ndarray]] = []
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(**kwargs)
+        self.episodes.append([])
+        return np.ones(3, np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.episodes[-1].append(action)
+        return np.ones(3, np.float32), 0.0, len(self.episodes[-1]) == 5, False, {}
+
+
+@pytest.mark.parametrize("algorithm", [PPO, SAC])
+@pytest.mark.parametrize("n_envs", [1, 3])
+@pytest.mark.parametrize("every", [-1, 2])
+def test_gsde_draws_its_noise_for_each_episode(
+    algorithm: type[PPO] | type[SAC], n_envs: int, every: int
+) -> None:
+    def acted() -> np.ndarray:
+        envs = [Still() for _ in range(n_envs)]
+        evaluate(model, DummyVecEnv([lambda env=env: env for env in envs]), 2 * n_envs)
+        return np.array([env.episodes[:2] for env in envs]).reshape(2 * n_envs, 5, 2)
+
+    kwargs: dict[str, Any] = {"use_sde": True, "sde_sample_freq": every, "device": "cpu"}
+    model = algorithm("MlpPolicy", Still(), policy_kwargs={"log_std_init": -2.0}, **kwargs)
+    noise: Any = getattr(model.policy, "actor", model.policy)
+    noise.reset_noise(2)
+    left = noise.action_dist.exploration_matrices
+    first = acted()
+    assert noise.action_dist.exploration_matrices is left
+    noise.reset_noise(2)
+    np.testing.assert_array_equal(acted(), first)  # whatever noise training left behind
+    draws = [first[:, :5]] if every == -1 else [first[:, :2], first[:, 2:4], first[:, 4:]]
+    for held in draws:
+        assert np.ptp(held, axis=1).max() < 1e-6
+    firsts = np.concatenate([held[:, 0] for held in draws]).round(5)
+    assert len(np.unique(firsts, axis=0)) == len(firsts)
+
+
+@pytest.mark.parametrize("n_episodes", [0, -3])
+def test_no_episodes_are_refused(n_episodes: int) -> None:
+    with pytest.raises(ValueError, match="n_episodes: expected 1 or more"):
+        evaluate(make_model(), TargetEnv(), n_episodes)
 
 
 def test_forms_of_the_env_agree() -> None:

@@ -37,8 +37,8 @@ from sb3_diffrl.envs.avoiding_world import (
     observe,
     ways_taken,
 )
+from sb3_diffrl.evaluation import fresh_exploration
 from sb3_diffrl.files import write_bytes, write_text
-from sb3_diffrl.multimodality import fresh_exploration
 from sb3_diffrl.random_state import preserved_random_state
 
 DISPLACEMENT = 0.10  # of the scene, as in AvoidingEnv
@@ -165,21 +165,16 @@ def make_plans(model: BaseAlgorithm, obstacles: Floats, n: int, seed: int = 0) -
     right, alive = np.zeros((n, 6), bool), np.ones(n, bool)
     ways = np.full(n, -1)
     actions = np.zeros((n, MAX_EPISODE_STEPS, 2), np.float32)
-    redraw = getattr(model, "sde_sample_freq", 0)
-    redraw = redraw if redraw > 0 else MAX_EPISODE_STEPS
-    with preserved_random_state(seed):
-        for start in range(0, MAX_EPISODE_STEPS, redraw):
-            with fresh_exploration(model, n):
-                for t in range(start, min(start + redraw, MAX_EPISODE_STEPS)):
-                    if not alive.any():
-                        break
-                    action = model.predict(observe(position, layout))[0]
-                    actions[alive, t] = action[alive].clip(-1, 1)
-                    position, right, collision, finish = advance(
-                        position, layout, right, actions[:, t]
-                    )
-                    ways = np.where(alive & finish, ways_taken(right), ways)
-                    alive &= ~(collision | finish)
+    with preserved_random_state(seed), fresh_exploration(model, n) as redraw:
+        for t in range(MAX_EPISODE_STEPS):
+            if not alive.any():
+                break
+            action = model.predict(observe(position, layout))[0]
+            actions[alive, t] = action[alive].clip(-1, 1)
+            position, right, collision, finish = advance(position, layout, right, actions[:, t])
+            ways = np.where(alive & finish, ways_taken(right), ways)
+            alive &= ~(collision | finish)
+            redraw(np.full(n, t + 1))
     return Plans(0, actions, ways)
 
 
