@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
 from sb3_diffrl.bench.commands import bench
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         args.run(args)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, gym.error.Error) as error:
         print(f"sb3-diffrl: {error}", file=sys.stderr)
         return 1
     return 0

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     VecEnv,
     VecNormalize,
-    is_vecenv_wrapped,
+    unwrap_vec_wrapper,
 )
 
 from sb3_diffrl.random_state import preserved_random_state
@@ -78,7 +78,8 @@ def evaluate(
 
     The global random generators are left as they were: evaluating does not change a training run.
     A model that is trained under :class:`~stable_baselines3.common.vec_env.VecNormalize` sees the
-    observations normalised by its statistics, if the env does not do that itself.
+    observations normalised by its statistics, if the env does not do that itself; an env that does
+    keeps its statistics as they are, and its rewards count as they were.
 
     gSDE draws its noise as in training: for each episode, and anew after ``sde_sample_freq`` of its
     decisions.
@@ -96,12 +97,17 @@ def evaluate(
     vec_env = as_vec_env(env)
     monitored = all(vec_env.env_is_wrapped(Monitor))
     statistics = model.get_vec_normalize_env() if hasattr(model, "get_vec_normalize_env") else None
-    if statistics is None or is_vecenv_wrapped(vec_env, VecNormalize):
+    normalizer = unwrap_vec_wrapper(vec_env, VecNormalize)
+    if statistics is None or normalizer is not None:
         see: Callable[[Any], Any] = _as_they_are
     else:
         see = statistics.normalize_obs
     n_envs = vec_env.num_envs
-    with preserved_random_state(seed), fresh_exploration(model, n_envs) as redraw:
+    with (
+        preserved_random_state(seed),
+        fresh_exploration(model, n_envs) as redraw,
+        _frozen(normalizer),
+    ):
         vec_env.seed(seed)
         observations = vec_env.reset()
         quota = (n_episodes + np.arange(n_envs)) // n_envs  # sums up to n_episodes
@@ -111,7 +117,7 @@ def evaluate(
         while quota.any():
             actions, _ = model.predict(see(observations), deterministic=deterministic)
             observations, rewards, dones, infos = vec_env.step(actions)
-            returns += rewards
+            returns += rewards if normalizer is None else normalizer.get_original_reward()
             decisions = np.where(dones, 0, decisions + 1)
             redraw(decisions)
             lengths += [info.get("env_steps", 1) for info in infos]  # a chunk makes several
@@ -164,6 +170,19 @@ def fresh_exploration(model: BaseAlgorithm, n: int) -> Iterator[Callable[[np.nda
         yield redraw
     finally:
         vars(distribution).update(kept)
+
+
+@contextmanager
+def _frozen(normalizer: VecNormalize | None) -> Iterator[None]:
+    """Leave the statistics as they are inside."""
+    training = normalizer is not None and normalizer.training
+    if normalizer is not None:
+        normalizer.training = False
+    try:
+        yield
+    finally:
+        if normalizer is not None:
+            normalizer.training = training
 
 
 def _as_they_are(observations: Any) -> Any:

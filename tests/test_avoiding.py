@@ -17,6 +17,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import sb3_diffrl.envs  # noqa: F401  (registers the task)
+from sb3_diffrl.envs import avoiding_planner
 from sb3_diffrl.envs.avoiding import (
     N_WAYS,
     AvoidingEnv,
@@ -508,3 +509,11 @@ def test_stepping_is_fast() -> None:
             env.step(action)
         best = min(best, (time.process_time() - start) / 200)
     assert 1 / best > 10_000
+
+
+def test_demonstrations_that_no_planner_can_make_are_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(avoiding_planner, "MAX_ATTEMPTS", 3)
+    with pytest.raises(ValueError, match=r"episodes failed 3 times each: .* less noise than 3.0"):
+        avoiding_demonstrations(24, noise=3.0)

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import multiprocessing
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_diffrl import DiffusionPPO, cli
+from sb3_diffrl.bench import provenance
 from sb3_diffrl.bench.commands import planned
 from sb3_diffrl.bench.grid import missing_runs, run_grid
 from sb3_diffrl.bench.methods import ABLATIONS, LABELS, METHODS, Method, find_method
@@ -153,12 +159,140 @@ def test_a_task_of_ones_own(tmp_path: Path) -> None:
     assert task.hyperparams_of("diffppo", "from_scratch")["pretrain"] is None
 
 
+def test_experiments_change_what_a_task_says(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yml"
+    own = "{beta: 0.5, mixing: 0.5, n_timesteps: 700, policy_kwargs: {exploration: chain}}"
+    path.write_text(f"{YAML}  diffppo: {own}\n")
+    task = from_yaml(path)
+    assert task.hyperparams_of("diffppo", "diffrl")["beta"] == 0.5
+    assert task.hyperparams_of("diffppo", "no_kl")["beta"] == 0
+    assert task.hyperparams_of("diffppo", "no_mixing")["mixing"] == 1
+    assert task.hyperparams_of("diffppo", "undirected")["policy_kwargs"]["exploration"] == "action"
+    assert plan_run(task, METHODS["diffusion"], "half").env_steps == 0
+    assert plan_run(task, METHODS["diffrl"], "half").env_steps == 700
+    (tmp_path / "short.yml").write_text("base: mine_base.yml\nn_timesteps: 900\n")
+    (tmp_path / "mine_base.yml").write_text("sb3_diffrl/Avoiding-v0: {pretrain: {}}\n")
+    short = find_method(str(tmp_path / "short.yml"))
+    assert plan_run(avoiding(), short, "episode").env_steps == 900
+
+
+class MyEnv(gym.Env[np.ndarray, np.ndarray]):
+    """Tells nothing of success."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,))
+    action_space = gym.spaces.Box(-1, 1, (1,))
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(**kwargs)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        return np.zeros(2, np.float32), 0.0, True, False, {}
+
+
+@pytest.fixture
+def my_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A task whose environment a package of its own registers."""
+    text = "import gymnasium\ngymnasium.register('Mine-v3', 'tests.test_bench:MyEnv')\n"
+    (tmp_path / "my_package.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "my_task.yml"
+    path.write_text("env: my_package:Mine-v3\nperturbations: {moved: {}}\n")
+    yield path
+    gym.registry.pop("Mine-v3", None)
+    sys.modules.pop("my_package", None)
+
+
+def test_every_method_knows_what_to_do_in_an_environment_of_ones_own(my_task: Path) -> None:
+    text = my_task.read_text()
+    my_task.write_text(text + "demonstrations: mine.npz\n")  # pre-trained by default
+    task = from_yaml(my_task)
+    runs = {name: plan_run(task, method, "moved") for name, method in METHODS.items()}
+    assert {name for name, run in runs.items() if not run.knows_the_task} == {"ppo", "sac", "tqc"}
+    my_task.write_text(text)
+    with pytest.raises(ValueError, match="diffusion starts from demonstrations, and my_task has"):
+        plan_run(from_yaml(my_task), METHODS["diffusion"], "moved")
+    with pytest.raises(ValueError, match="no perturbation 'away', expected one of moved"):
+        plan_run(task, METHODS["ppo"], "away")
+
+
+def test_success_that_no_episode_tells_is_missed(my_task: Path) -> None:
+    run = plan_run(from_yaml(my_task), METHODS["ppo"], "moved", n_episodes=3)
+    model = StockPPO("MlpPolicy", MyEnv(), device="cpu")
+    with pytest.raises(ValueError, match="must tell `is_success`"):
+        measure(run, model, "moved")
+
+
+def test_a_saved_model_has_what_it_normalises_by_beside_it(tmp_path: Path) -> None:
+    run = tiny_run("ppo", hyperparams={**PPO, "normalize": True}, save_path=tmp_path / "model.zip")
+    execute(run)
+    model = StockPPO.load(tmp_path / "model.zip")
+    env = VecNormalize.load(str(tmp_path / "model.vecnormalize.pkl"), run.training_env())
+    statistics: Any = env.obs_rms
+    assert statistics.count > 100 and model.observation_space == env.observation_space
+
+
+def test_a_commit_is_of_this_repository_or_of_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for arguments in (["init"], ["commit", "--allow-empty", "-m", "theirs"]):
+        identity = ["-c", "user.name=x", "-c", "user.email=x@y"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True)
+    installed = tmp_path / "provenance.py"
+    installed.write_bytes(Path(provenance.__file__).read_bytes())
+    monkeypatch.setattr(provenance, "__file__", str(installed))
+    assert provenance.commit() == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--episodes", "0"], "--episodes: expected 1 or more, got 0"),
+        (["--steps", "-5"], "--steps: expected 1 or more"),
+        (["--curve-episodes", "0"], "--curve-episodes: expected 1 or more"),
+        (["--jobs", "0"], "--jobs: expected 1 or more"),
+        (["--seeds", "1000"], "--seeds: expected 0 to 899"),
+        (["--perturbations", "scene:11"], "no perturbation 'scene:11'"),
+        (["--seeds", "1", "1"], "are asked for twice, such as avoiding diffusion scene:0 1"),
+    ],
+)
+def test_plans_that_make_no_sense(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["bench", *arguments, "--output", str(tmp_path)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_runs_made_with_other_settings_are_not_taken_for_done(tmp_path: Path) -> None:
+    run = tiny_run()
+    made = record(perturbation="scene:1", settings=run.settings)
+    add_records(tmp_path / "avoiding.jsonl", [made])
+    assert missing_runs([run], tmp_path) == []
+    longer = dataclasses.replace(run, env_steps=500, hyperparams={**DIFFRL, "beta": 0.3})
+    with pytest.raises(ValueError, match=r"env_steps: 120, now 500; hyperparams: .* --output"):
+        missing_runs([longer], tmp_path)
+
+
+def test_two_writers_of_records_lose_none(tmp_path: Path) -> None:
+    path = tmp_path / "avoiding.jsonl"
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        for _ in pool.map(write_records, [path] * 2, [0, 20]):
+            pass
+    assert [each.seed for each in read_records(path)] == list(range(40))
+
+
+def write_records(path: Path, first: int) -> None:
+    for seed in range(first, first + 20):
+        add_records(path, [record(seed=seed)])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("env: X-v0", "missing \\['perturbations'\\]"),
         (YAML + "moons: 3", "unknown \\['moons'\\]"),
         ("env: X-v0\nperturbations: 3", "expected arguments of the environment by name"),
+        ("env: X-v0\nperturbations: {a: {}}\npretrain: {}", "without demonstrations"),
     ],
 )
 def test_a_task_that_is_none_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -201,7 +335,7 @@ def test_methods_are_found_by_name_experiment_and_function() -> None:
     assert find_method("prior_kl") == Method("prior_kl", "prior_kl", "diffppo", "prior_kl")
     assert all(find_method(name).label == LABELS[name] for pair in ABLATIONS for name in pair[:2])
     own = find_method("tests.test_bench.own_method")
-    assert (own.name, own.algo) == ("own_method", "tests.test_bench.own_method")
+    assert (own.name, own.algo) == ("tests.test_bench.own_method", "tests.test_bench.own_method")
     with pytest.raises(ValueError, match="no method 'moon': expected one of diffusion"):
         find_method("moon")
 
@@ -561,4 +695,4 @@ def test_the_example_of_a_method_of_ones_own(prior: Prior) -> None:
     method = find_method("examples.benchmark_method.crossq")
     run = tiny_run(method.name, algo=method.algo, n_episodes=2, curve_episodes=2)
     found = execute(run, prior)
-    assert (found.method, found.env_steps) == ("crossq", 120)
+    assert (found.method, found.env_steps) == (method.name, 120)

@@ -159,6 +159,21 @@ def test_equal_runs_have_the_interval_of_one() -> None:
     assert found.value[2] == pytest.approx(0.8)
 
 
+def test_means_of_one_task_have_students_interval() -> None:
+    rng = np.random.default_rng(0)
+    runs = rng.normal(0.4, 0.1, (500, 3, 1))
+    found = [statistics.average([sample]) for sample in runs]
+    held = [each.low[0] < 0.4 < each.high[0] for each in found]
+    assert 0.92 < np.mean(held) < 0.98
+    rates = [record(seed=seed, after=after) for seed, after in enumerate((0.5, 0.6, 0.9))]
+    after = outcome("stochastic", "after")
+    low, high = over_seeds(list(map(after, rates)))[1:]
+    found_mean, found_all = mean_rates(rates, [after]), aggregate(rates, after)
+    assert (found_mean.low[0], found_mean.high[0]) == pytest.approx((low, high)) and high == 1
+    assert (found_all.low[1], found_all.high[1]) == pytest.approx((low, high))
+    assert (found_all.low[2], found_all.high[2]) == pytest.approx((1 - high, 1 - low))
+
+
 def test_coverage_of_the_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten seeds on four tasks, whose rates vary and are measured over 50 episodes."""
     monkeypatch.setattr(statistics, "REPETITIONS", 200)

@@ -11,7 +11,7 @@ import torch as th
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor, VecNormalize
 
 from sb3_diffrl import DiffusionPPO
 from sb3_diffrl.callbacks import SuccessCallback
@@ -195,9 +195,9 @@ def test_gsde_draws_its_noise_for_each_episode(
     algorithm: type[PPO] | type[SAC], n_envs: int, every: int
 ) -> None:
     def acted() -> np.ndarray:
-        envs = [Still() for _ in range(n_envs)]
-        evaluate(model, DummyVecEnv([lambda env=env: env for env in envs]), 2 * n_envs)
-        return np.array([env.episodes[:2] for env in envs]).reshape(2 * n_envs, 5, 2)
+        env = DummyVecEnv([Still] * n_envs)
+        evaluate(model, env, 2 * n_envs)
+        return np.array([kept[:2] for kept in env.get_attr("episodes")]).reshape(2 * n_envs, 5, 2)
 
     kwargs: dict[str, Any] = {"use_sde": True, "sde_sample_freq": every, "device": "cpu"}
     model = algorithm("MlpPolicy", Still(), policy_kwargs={"log_std_init": -2.0}, **kwargs)
@@ -213,6 +213,17 @@ def test_gsde_draws_its_noise_for_each_episode(
         assert np.ptp(held, axis=1).max() < 1e-6
     firsts = np.concatenate([held[:, 0] for held in draws]).round(5)
     assert len(np.unique(firsts, axis=0)) == len(firsts)
+
+
+def test_envs_that_normalise_keep_their_statistics_and_tell_true_returns() -> None:
+    env = VecNormalize(several(2, reward_scale=50.0))
+    model = make_model(env)
+    model.learn(32)
+    before, count = env.ret_rms.mean, env.ret_rms.count
+    plain = evaluate(model, several(2, reward_scale=50.0), 4)
+    normalized = evaluate(model, env, 4)
+    np.testing.assert_allclose(normalized.returns, plain.returns, rtol=1e-5)
+    assert (env.ret_rms.mean, env.ret_rms.count, env.training) == (before, count, True)
 
 
 @pytest.mark.parametrize("n_episodes", [0, -3])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +12,12 @@ from sb3_diffrl.bench.methods import METHODS, find_method
 from sb3_diffrl.bench.multimodality import multimodality
 from sb3_diffrl.bench.records import Key, read_records
 from sb3_diffrl.bench.report import report, write_report
-from sb3_diffrl.bench.runs import Run, plan_run
-from sb3_diffrl.bench.tasks import Task, find_tasks
+from sb3_diffrl.bench.runs import EVALUATION_SEED, Run, plan_run
+from sb3_diffrl.bench.tasks import FAMILIES, Task, find_tasks
 
 RESULTS = Path("benchmarks/results")
 SEEDS = (0, 1, 2)
-FAMILIES = ("avoiding", "metaworld")  # of tasks that ship with the package
+MAX_SEED = EVALUATION_SEED - 100  # training envs have seeds from theirs on
 
 
 def bench(parser: argparse.ArgumentParser) -> None:
@@ -70,13 +72,20 @@ def plan(args: argparse.Namespace) -> list[Run]:
     """
     :param args: of :func:`bench`
     :return: the runs that are asked for: all tasks and methods with one seed before the next
+    :raises ValueError: for numbers that make no sense, and runs that would have the same record
     """
+    for name, least in {"steps": 1, "episodes": 1, "curve_episodes": 1, "jobs": 1}.items():
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')}: expected {least} or more, got {value}.")
+    if not all(0 <= seed < MAX_SEED for seed in args.seeds):
+        raise ValueError(f"--seeds: expected 0 to {MAX_SEED - 1}, got {args.seeds}.")
     curve = {} if args.curve_episodes is None else {"curve_episodes": args.curve_episodes}
 
     def of(task: Task, seed: int) -> Iterator[Run]:
         for perturbation in args.perturbations or task.protocol:
             for method in map(find_method, args.methods):
-                name = f"{task.name}-{method.name}-{perturbation}-{seed}.zip"
+                name = "-".join([task.name, method.name, perturbation, str(seed)])
                 yield plan_run(
                     task,
                     method,
@@ -85,11 +94,19 @@ def plan(args: argparse.Namespace) -> list[Run]:
                     args.steps,
                     n_episodes=args.episodes,
                     **curve,
-                    save_path=args.models and args.models / name.replace("/", "-").replace(":", ""),
+                    save_path=args.models and args.models / f"{re.sub(r'[/:]+', '-', name)}.zip",
                 )
 
     tasks = [task for name in args.tasks for task in find_tasks(name)]
-    return [run for seed in args.seeds for task in tasks for run in of(task, seed)]
+    runs = [run for seed in args.seeds for task in tasks for run in of(task, seed)]
+    twice = [key for key, number in Counter(run.key for run in runs).items() if number > 1]
+    if twice:
+        raise ValueError(
+            f"{len(twice)} runs are asked for twice, such as {' '.join(map(str, twice[0]))}: name "
+            "each task, method, perturbation and seed once; files that describe tasks, and not by "
+            "the same name."
+        )
+    return runs
 
 
 def run_bench(args: argparse.Namespace) -> None:

@@ -38,10 +38,24 @@ def missing_runs(runs: Iterable[Run], folder: Path) -> list[Run]:
     :param runs: what is wanted
     :param folder: of the results
     :return: those that the results do not have yet
+    :raises ValueError: where the results have one of them, made with other settings
     """
     runs = list(runs)
     files = {results_file(folder, run.task.name) for run in runs}
-    done = {record.key for file in files for record in read_records(file)}
+    done = {record.key: record for file in files for record in read_records(file)}
+    for run in runs:
+        settings = done[run.key].settings if run.key in done else {}
+        changed = [
+            f"{name}: {settings[name]}, now {value}"
+            for name, value in run.settings.items()
+            if settings and settings.get(name) != value
+        ]
+        if changed:
+            raise ValueError(
+                f"{results_file(folder, run.task.name)} has {' '.join(map(str, run.key))} made "
+                f"with other settings ({'; '.join(changed)}): choose another --output, or take "
+                "that line out of the file to make it anew."
+            )
     return [run for run in runs if run.key not in done]
 
 

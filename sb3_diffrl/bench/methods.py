@@ -60,7 +60,7 @@ def find_method(name: str) -> Method:
     """
     :param name: one of :data:`METHODS`; another name of ``zoo_configs/`` or the path of such a
         file, an experiment with DiffusionPPO; or a function by its dotted name
-    :return: the method
+    :return: the method, which results call by that name
     :raises ValueError: where there is none
     """
     from pathlib import Path
@@ -72,7 +72,7 @@ def find_method(name: str) -> Method:
         return _NAMED[name]
     configs = shipped("zoo_configs")
     if (configs / f"{name}.yml").exists() or Path(name).is_file():
-        return Method(Path(name).stem, Path(name).stem, "diffppo", name)
+        return Method(name, name, "diffppo", name)
     try:
         builder(name)
     except ValueError as error:
@@ -81,4 +81,4 @@ def find_method(name: str) -> Method:
             "zoo_configs/ or the path of one, or a function that builds a model, "
             "package.module.function"
         ) from error
-    return Method(name.rpartition(".")[2], name, name)
+    return Method(name, name, name)

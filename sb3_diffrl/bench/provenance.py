@@ -33,13 +33,18 @@ def versions() -> dict[str, str]:
 
 def commit() -> str:
     """:return: of this checkout, ``-dirty`` with changed files; empty outside one"""
-    folder = pathlib.Path(__file__).parent
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
+    this = pathlib.Path(__file__)
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        done = subprocess.run(command, cwd=this.parent, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
     try:
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        git("ls-files", "--error-unmatch", this.name)  # else the repository is somebody else's
+        return git("describe", "--always", "--dirty", "--exclude=*", "--abbrev=12")
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return result.stdout.strip()
 
 
 def peak_rss_mb() -> float:

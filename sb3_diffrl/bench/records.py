@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from filelock import FileLock
+
 from sb3_diffrl.evaluation import wilson_interval
 from sb3_diffrl.files import Path, write_text
 
@@ -87,6 +89,8 @@ class Record:
     :param commit: of the code, ``-dirty`` where files were changed; empty outside a checkout
     :param command: what was run
     :param versions: of Python and the packages that matter
+    :param settings: of the run, see :attr:`~sb3_diffrl.bench.runs.Run.settings`; empty in records
+        from before they were kept
     """
 
     task: str
@@ -103,6 +107,7 @@ class Record:
     commit: str
     command: str
     versions: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> Key:
@@ -172,6 +177,9 @@ def add_records(path: Path, records: Iterable[Record]) -> None:
     :param path: the file, made where it is missing; never left half written
     :param records: what to add
     """
-    merged = {record.key: record for record in [*read_records(path), *records]}
-    lines = [merged[key].to_json() + "\n" for key in sorted(merged)]
-    write_text(path, "".join(lines))
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):  # two grids may write to one file
+        merged = {record.key: record for record in [*read_records(path), *records]}
+        lines = [merged[key].to_json() + "\n" for key in sorted(merged)]
+        write_text(path, "".join(lines))

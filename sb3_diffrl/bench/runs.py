@@ -1,5 +1,7 @@
 """One run of the benchmark: a method learns a task under a perturbation and is measured."""
 
+import hashlib
+import json
 import multiprocessing
 import pathlib
 import time
@@ -15,10 +17,10 @@ from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_diffrl.bench import records
-from sb3_diffrl.bench.methods import Method
+from sb3_diffrl.bench.methods import LABELS, Method
 from sb3_diffrl.bench.provenance import command, commit, peak_rss_mb, versions
 from sb3_diffrl.bench.records import EVAL_MODES, Point, Record, Successes
-from sb3_diffrl.bench.tasks import Task
+from sb3_diffrl.bench.tasks import PRETRAINED, Task
 from sb3_diffrl.bench.training import (
     Prior,
     actions_per_decision,
@@ -52,7 +54,8 @@ class Run:
     :param n_episodes: evaluation episodes of each success rate
     :param curve_interval: environment steps between points of the learning curve
     :param curve_episodes: evaluation episodes of each point
-    :param save_path: where to save the trained model, if anywhere
+    :param save_path: where to save the trained model, if anywhere; what it normalises by is beside
+        it, ``.vecnormalize.pkl``
     :param progress_bar: whether to show one
     """
 
@@ -83,7 +86,7 @@ class Run:
     @property
     def knows_the_task(self) -> bool:
         """Whether it is pre-trained on demonstrations."""
-        return bool(self.hyperparams.get("pretrain"))
+        return self.hyperparams.get("pretrain") is not None
 
     @property
     def prior_seed(self) -> int:
@@ -94,6 +97,18 @@ class Run:
     def prior_key(self) -> str:
         """The same for runs that start from the same prior."""
         return prior_key(self.task, self.hyperparams, self.prior_seed)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its record depends on beside its key; of the hyperparameters a hash."""
+        hyperparams = json.dumps(self.hyperparams, sort_keys=True, default=str)
+        return {
+            "env_steps": self.env_steps,
+            "n_episodes": self.n_episodes,
+            "curve_interval": self.curve_interval,
+            "curve_episodes": self.curve_episodes,
+            "hyperparams": hashlib.sha256(hyperparams.encode()).hexdigest()[:8],
+        }
 
     def make_prior(self, folder: Path, progress_bar: bool = False) -> Prior:
         """
@@ -133,11 +148,17 @@ def plan_run(
     :param env_steps: environment steps of training; by default those of the hyperparameters
     :param arguments: others of :class:`Run`
     :return: the run
+    :raises ValueError: for an unknown perturbation, and a method that needs demonstrations where
+        the task has none
     """
-    hyperparams = task.hyperparams_of(method.algo, method.config)
+    task.perturbed(perturbation)
+    hyperparams = task.hyperparams_of(method.algo, method.config, perturbation)
+    if method.name in LABELS and method.algo in PRETRAINED and hyperparams.get("pretrain") is None:
+        raise ValueError(
+            f"{method.name} starts from demonstrations, and {task.name} has none: give the task "
+            "`demonstrations`, or choose --methods from scratch."
+        )
     steps = round(hyperparams.get("n_timesteps", 0)) * actions_per_decision(task, hyperparams)
-    if steps and hyperparams.get("pretrain"):
-        steps = task.env_steps.get(perturbation, steps)
     if steps and env_steps is not None:
         steps = env_steps
     cheap = task.vectorised  # in a simulator points of the curve would cost more than training
@@ -182,6 +203,11 @@ def measure(
     env = run.evaluation_env(perturbation, run.n_episodes)
     result = evaluate(model, env, run.n_episodes, deterministic, EVALUATION_SEED)
     env.close()
+    if not any("is_success" in info for info in result.infos):
+        raise ValueError(
+            f"{run.task.name}: the last `info` of an episode must tell `is_success`, and no "
+            f"episode's did; found {', '.join(map(repr, result.infos[0]))}."
+        )
     ways = [info["way"] for info in result.infos if "way" in info]
     successes = Successes(int(result.successes.sum()), len(result.successes))
     return Measurement(successes, mode_entropy(ways) if ways else None)
@@ -244,7 +270,7 @@ def execute(run: Run, prior: Prior | None = None) -> Record:
     """
     if run.needs_prior and prior is None:
         raise ValueError(f"{run.method} starts from a prior: hand over what run.make_prior gives.")
-    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    started, code = datetime.now(timezone.utc).isoformat(timespec="seconds"), commit()
     start = time.perf_counter()
     model = builder(run.algo)(run, prior)
     before = {
@@ -265,8 +291,11 @@ def execute(run: Run, prior: Prior | None = None) -> Record:
     elif prior is not None:
         wall_s = prior.wall_s
     if run.save_path is not None:
-        pathlib.Path(run.save_path).parent.mkdir(parents=True, exist_ok=True)
-        model.save(run.save_path)
+        path = pathlib.Path(run.save_path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        model.save(path)
+        if (statistics := model.get_vec_normalize_env()) is not None:
+            statistics.save(str(path.with_suffix(".vecnormalize.pkl")))
     evaluations, entropies = {}, {}
     for mode, deterministic in EVAL_MODES.items():
         clean = measure(run, model, None, deterministic)
@@ -284,9 +313,10 @@ def execute(run: Run, prior: Prior | None = None) -> Record:
         wall_s=round(wall_s, 2),
         peak_rss_mb=round(peak_rss_mb(), 1),
         started=started,
-        commit=commit(),
+        commit=code,
         command=command(),
         versions=versions(),
+        settings=run.settings,
     )
 
 

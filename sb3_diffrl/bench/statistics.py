@@ -121,6 +121,24 @@ def matrix(strata: Strata) -> np.ndarray:
     return np.stack([np.repeat(stratum, n // len(stratum), axis=0) for stratum in strata], axis=1)
 
 
+def average(sample: Strata) -> Estimate:
+    """
+    Means over tasks. The bootstrap of a few runs of one task is hardly wider than the runs: there
+    the interval is Student's t over them; otherwise it is that of :func:`estimate`.
+
+    :param sample: ``M`` arrays ``(runs, n)``
+    :return: ``n`` means with intervals
+    """
+    if len(sample) > 1 or len(sample[0]) == 1:
+        return estimate(means, sample)
+    from scipy import stats
+
+    (runs,) = sample
+    value = runs.mean(axis=0)
+    half = stats.t.ppf(0.975, len(runs) - 1) * stats.sem(runs, axis=0)
+    return Estimate(value, value - half, value + half)
+
+
 # -- functions of scores -----------------------------------------------------------------------
 
 
@@ -228,10 +246,11 @@ def mean_rates(
     """
     :param records: of one method
     :param of: ``n`` outcomes of a run; one that some run lacks is NaN
-    :return: mean success rates over tasks, ``(n,)``; where no task has runs that differ, with the
-        interval of :func:`over_episodes`
+    :return: mean success rates over tasks, ``(n,)``, see :func:`average`; where no task has runs
+        that differ, with the interval of :func:`over_episodes`
     """
-    found = estimate(means, strata(records, lambda record: [_rate(part(record)) for part in of]))
+    found = average(strata(records, lambda record: [_rate(part(record)) for part in of]))
+    found = found._replace(low=found.low.clip(0, 1), high=found.high.clip(0, 1))
     for i, part in enumerate(of):
         if not found.high[i] > found.low[i] and not math.isnan(found.value[i]):
             found.low[i], found.high[i] = _over_episodes(records, part)
@@ -246,14 +265,16 @@ def aggregate(records: Sequence[Record], of: Callable[[Record], Successes]) -> E
     """
     :param records: of one method
     :param of: outcome of a run
-    :return: interquartile mean, mean and optimality gap; for one task with runs that do not differ,
-        or a single one, with the interval of :func:`over_episodes`
+    :return: interquartile mean, mean and optimality gap, the last two with the interval of
+        :func:`mean_rates`, and so all three of one task with runs that do not differ
     """
     found = estimate(aggregates, strata(records, lambda record: of(record).rate))
-    if len(by_task(records)) > 1 or found.high[0] > found.low[0]:
-        return found
-    low, high = _over_episodes(records, of)
-    return found._replace(low=np.array([low, low, 1 - high]), high=np.array([high, high, 1 - low]))
+    mean = mean_rates(records, [of])
+    low, high = mean.low[0], mean.high[0]
+    found.low[1:], found.high[1:] = (low, 1 - high), (high, 1 - low)
+    if len(by_task(records)) == 1 and not found.high[0] > found.low[0]:
+        found.low[0], found.high[0] = low, high
+    return found
 
 
 def _over_episodes(
@@ -283,14 +304,11 @@ def over_seeds(outcomes: Sequence[Successes]) -> tuple[float, float, float]:
     :return: mean success rate and its 95 % interval: Student's t over the runs; where they do not
         differ, or there is one, Wilson's over the episodes of one
     """
-    rates = np.array([outcome.rate for outcome in outcomes])
-    mean = float(rates.mean())
+    rates = np.array([[outcome.rate] for outcome in outcomes])
     if np.ptp(rates) == 0:
-        return mean, *outcomes[0].interval
-    from scipy import stats
-
-    half = float(stats.t.ppf(0.975, len(rates) - 1) * stats.sem(rates))
-    return mean, max(0.0, mean - half), min(1.0, mean + half)
+        return float(rates[0, 0]), *outcomes[0].interval
+    found = average([rates])
+    return float(found.value[0]), max(0.0, float(found.low[0])), min(1.0, float(found.high[0]))
 
 
 # -- learning curves ---------------------------------------------------------------------------

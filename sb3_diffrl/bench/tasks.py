@@ -5,6 +5,7 @@ The tasks of the benchmark: an environment, clean and perturbed, and how methods
 by a YAML file of a few lines (see ``zoo_configs/task_avoiding_small_shift.yml``).
 """
 
+import importlib
 import pathlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from sb3_diffrl.zoo import load_hyperparams, merge, read_yaml, shipped
 Wrap = Callable[[gym.Env], gym.Env]
 
 METAWORLD = "metaworld"
+FAMILIES = ("avoiding", METAWORLD)  # of tasks that ship with the package
+PRETRAINED = ("diffppo", "bc_ppo")  # algorithms that start from demonstrations
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class Task:
     :param perturbations: arguments of the perturbed environment by name of the perturbation
     :param env_kwargs: arguments of every environment
     :param hyperparams: by algorithm, what is merged over its hyperparameters
-    :param env_steps: budget of methods that start from a prior, by perturbation, where it is not
-        that of the hyperparameters
+    :param n_timesteps: budget of methods that start from demonstrations, by perturbation, where it
+        is not that of the hyperparameters
     :param protocol: perturbations that the benchmark runs unless told otherwise; by default all
     """
 
@@ -44,7 +47,7 @@ class Task:
     perturbations: Mapping[str, Mapping[str, Any]]
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     hyperparams: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    env_steps: Mapping[str, int] = field(default_factory=dict)
+    n_timesteps: Mapping[str, int] = field(default_factory=dict)
     protocol: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -58,7 +61,7 @@ class Task:
         :return: monitored environments
         :raises ValueError: for an unknown perturbation
         """
-        kwargs = {**self.env_kwargs, **self._perturbed(perturbation)}
+        kwargs = {**self.env_kwargs, **self.perturbed(perturbation)}
         if wrap is None and self.vectorised:
             mode = "vector_entry_point"
             envs = gym.make_vec(self.env_id, n_envs, vectorization_mode=mode, **kwargs)
@@ -73,32 +76,42 @@ class Task:
     @property
     def vectorised(self) -> bool:
         """Whether many environments cost little more than one."""
-        return gym.spec(self.env_id).vector_entry_point is not None
+        module, _, env_id = self.env_id.rpartition(":")
+        if module:
+            importlib.import_module(module)
+        return gym.spec(env_id).vector_entry_point is not None
 
-    def hyperparams_of(self, algo: str, config: str | None = None) -> dict[str, Any]:
+    def hyperparams_of(
+        self, algo: str, config: str | None = None, perturbation: str | None = None
+    ) -> dict[str, Any]:
         """
         :param algo: algorithm, by its name in RL Zoo; a function of one's own is handed those of
             DiffusionPPO
         :param config: named experiment: a path, or a name of ``zoo_configs/``
-        :return: the shipped hyperparameters of the environment, RL Zoo's own where there are none,
-            with the task's own merged over them
+        :param perturbation: that is trained under
+        :return: the shipped hyperparameters of the environment, RL Zoo's own where there are none;
+            with the task's own merged over them, and over these what the experiment changes
+        :raises ValueError: where there are none
         """
         algo = "diffppo" if "." in algo else algo  # a function of one's own
         env_id = self.env_id.rpartition(":")[2]
+        own = dict(self.hyperparams.get(algo, {}))
+        if algo in PRETRAINED and (steps := self.n_timesteps.get(perturbation or "")):
+            own["n_timesteps"] = steps
         path = shipped("hyperparams") / f"{algo}.yml"
         if config is not None:
             named = shipped("zoo_configs") / f"{config}.yml"
-            found = load_hyperparams(named if named.exists() else config, env_id)
-        elif path.exists() and {env_id, "default"} & read_yaml(path).keys():
-            found = load_hyperparams(path, env_id)
-        else:
-            found = zoo_hyperparams(algo, env_id)
-        own = dict(self.hyperparams.get(algo, {}))
-        if found.get("pretrain", ...) is None:  # the named experiment does without
-            own = {name: own[name] for name in own.keys() - {"demonstrations", "pretrain"}}
-        return merge(found, own)
+            return load_hyperparams(named if named.exists() else config, env_id, own)
+        if path.exists() and {env_id, "default"} & read_yaml(path).keys():
+            return load_hyperparams(path, env_id, own)
+        return merge(zoo_hyperparams(algo, env_id), own)
 
-    def _perturbed(self, perturbation: str | None) -> Mapping[str, Any]:
+    def perturbed(self, perturbation: str | None) -> Mapping[str, Any]:
+        """
+        :param perturbation: name of one, None for the clean environment
+        :return: what it adds to the environment's arguments
+        :raises ValueError: for an unknown one
+        """
         if perturbation is None:
             return {}
         if perturbation not in self.perturbations:
@@ -116,7 +129,7 @@ def avoiding() -> Task:
         name="avoiding",
         env_id="sb3_diffrl/Avoiding-v0",
         perturbations={name: {"perturbation": name} for name in names},
-        env_steps={"episode": 200_000},
+        n_timesteps={"episode": 200_000},
     )
 
 
@@ -136,7 +149,7 @@ def metaworld(task: str) -> Task:
         env_id="sb3_diffrl/MetaWorld-v0",
         perturbations={level: {"perturbation": level} for level in LEVELS},
         env_kwargs={"task": task},
-        hyperparams=dict.fromkeys(("diffppo", "bc_ppo"), demonstrations),
+        hyperparams=dict.fromkeys(PRETRAINED, demonstrations),
         protocol=("positions",),
     )
 
@@ -154,7 +167,8 @@ def from_yaml(path: str | pathlib.Path) -> Task:
         hyperparams:
           diffppo: {n_envs: 8}
 
-    The environment's ``info`` tells ``is_success`` at the end of an episode.
+    The environment's ``info`` tells ``is_success`` at the end of an episode. Without
+    ``demonstrations`` there are methods from scratch alone; without ``pretrain`` its defaults hold.
 
     :param path: a YAML file; its stem, without ``task_``, names the task
     :return: the task
@@ -170,6 +184,12 @@ def from_yaml(path: str | pathlib.Path) -> Task:
             f"{path}: missing {sorted(missing)}, unknown {sorted(unknown)}. Expected env and "
             "perturbations, and any of env_kwargs, demonstrations, pretrain, hyperparams."
         )
+    if "pretrain" in shared and "demonstrations" not in shared:
+        raise ValueError(f"{path}: pretrain: without demonstrations there is nothing to imitate")
+    if "demonstrations" in shared:
+        shared["pretrain"] = shared.get("pretrain") or {}
+    if path.stem.removeprefix("task_") in FAMILIES:
+        raise ValueError(f"{path}: the name of a task that there is; call the file otherwise")
     if not isinstance(content["perturbations"], dict) or not content["perturbations"]:
         raise ValueError(f"{path}: perturbations: expected arguments of the environment by name")
     return Task(
@@ -177,7 +197,7 @@ def from_yaml(path: str | pathlib.Path) -> Task:
         env_id=content["env"],
         perturbations={name: kwargs or {} for name, kwargs in content["perturbations"].items()},
         env_kwargs=content.get("env_kwargs") or {},
-        hyperparams=merge(content.get("hyperparams") or {}, {"diffppo": shared, "bc_ppo": shared}),
+        hyperparams=merge(content.get("hyperparams") or {}, dict.fromkeys(PRETRAINED, shared)),
     )
 
 

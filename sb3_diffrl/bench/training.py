@@ -111,7 +111,7 @@ def training_env(task: Task, hyperparams: Mapping[str, Any], perturbation: str |
     normalize = _normalization(hyperparams.get("normalize", False))
     if normalize is None:
         return env
-    if hyperparams.get("pretrain"):  # the policy normalises by the demonstrations
+    if hyperparams.get("pretrain") is not None:  # the policy normalises by the demonstrations
         normalize = {**normalize, "norm_obs": False}
     return VecNormalize(env, gamma=hyperparams.get("gamma", 0.99), **normalize)
 

@@ -23,15 +23,19 @@ def zoo_hyperparams(algo: str, env_id: str) -> dict[str, Any]:
     :param algo: name of the algorithm in the Zoo
     :param env_id: an environment; where the Zoo knows only an older version, that one's entry
     :return: hyperparameters by name
+    :raises ValueError: where the Zoo has none
     """
     spec = importlib.util.find_spec("rl_zoo3")
     assert spec is not None and spec.submodule_search_locations
-    entries = read_yaml(
-        pathlib.Path(spec.submodule_search_locations[0], "hyperparams", f"{algo}.yml")
-    )
+    path = pathlib.Path(spec.submodule_search_locations[0], "hyperparams", f"{algo}.yml")
+    entries = read_yaml(path) if path.exists() else {}
     name, _, version = env_id.rpartition("-v")
-    known = (f"{name}-v{older}" for older in range(int(version), -1, -1))
-    return entries[next((env for env in known if env in entries), "default")]
+    older = range(int(version), -1, -1) if version.isdecimal() else ()
+    known = (env_id, *(f"{name}-v{number}" for number in older), "default")
+    found = next((env for env in known if env in entries), None)
+    if found is None:
+        raise ValueError(f"RL Zoo has no hyperparameters of {algo!r} for {env_id!r}.")
+    return entries[found]
 
 
 def zoo_train(algo: str, env_id: str, folder: Path, *arguments: str) -> pathlib.Path:

@@ -30,6 +30,7 @@ LINE_UP = 0.125  # distance before the first row at which to line up
 TURN = 0.08  # distance from a line, or from a gap's centre, at which to begin to turn
 NOISE = 0.05
 MIN_SCENE_SUCCESS = 0.9
+MAX_ATTEMPTS = 1000  # of an episode
 _ROWS = (slice(0, 1), slice(1, 3), slice(3, 6))
 
 
@@ -168,6 +169,7 @@ def avoiding_demonstrations(
         ± 0.3 of it in y
     :param noise: standard deviation of the noise on the planner's actions, in action units
     :return: observations ``(M, 14)``, actions ``(M, 2)``, rewards and successes
+    :raises ValueError: where the planner hardly ever succeeds under so much noise or displacement
     """
     if n_episodes < 1:
         raise ValueError(f"n_episodes: {n_episodes}, expected at least 1")
@@ -177,13 +179,20 @@ def avoiding_demonstrations(
     observations: list[Floats] = [np.empty(0)] * n_episodes
     actions: list[Floats] = [np.empty(0)] * n_episodes
     missing = np.arange(n_episodes)
-    while len(missing):
+    for _ in range(MAX_ATTEMPTS):
+        if not len(missing):
+            break
         layouts = displaced_layouts(rng, len(missing), displacement)
         episodes = rollout(layouts, ways[missing], rng, noise)
         for i, episode in enumerate(missing):
             observations[episode] = episodes.observations[i, : episodes.lengths[i]]
             actions[episode] = episodes.actions[i, : episodes.lengths[i]]
         missing = missing[episodes.way != ways[missing]]
+    if len(missing):
+        raise ValueError(
+            f"{len(missing)} of {n_episodes} episodes failed {MAX_ATTEMPTS} times each: the "
+            f"planner needs less noise than {noise}, or displacement than {displacement}"
+        )
     return Demonstrations.from_arrays(
         observations=observations,
         actions=actions,

@@ -23,7 +23,9 @@ def shipped(folder: str) -> pathlib.Path:
     return package / folder if (package / folder).is_dir() else package.parent / folder
 
 
-def load_hyperparams(path: Path, env_id: str) -> dict[str, Any]:
+def load_hyperparams(
+    path: Path, env_id: str, own: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """
     Read an environment's entry of a file in the Zoo's format.
 
@@ -32,13 +34,14 @@ def load_hyperparams(path: Path, env_id: str) -> dict[str, Any]:
 
     :param path: YAML file of entries by environment id; ``default`` stands in for a missing one
     :param env_id: which entry
+    :param own: what a task changes of the entry, before a named experiment changes it
     :return: hyperparameters by name
     :raises ValueError: where the file has no such entry
     """
     entries = read_yaml(path)
     if "base" in entries:
-        base = entries.pop("base")
-        return merge(load_hyperparams(pathlib.Path(path).parent / base, env_id), entries)
+        base = pathlib.Path(path).parent / entries.pop("base")
+        return merge(load_hyperparams(base, env_id, own), entries)
     if env_id not in entries and "default" not in entries:
         raise ValueError(
             f"{path}: no entry {env_id!r}, found {', '.join(map(repr, entries)) or 'none'}. Add "
@@ -47,7 +50,7 @@ def load_hyperparams(path: Path, env_id: str) -> dict[str, Any]:
     entry = entries.get(env_id, entries.get("default"))
     if not isinstance(entry, dict):
         raise ValueError(f"{path}: {env_id!r} is {entry!r}, expected hyperparameters by name")
-    return entry
+    return merge(entry, own or {})
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
