@@ -13,10 +13,9 @@ there are a table (``.md``) and the learning curves (``.png``).
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -154,12 +153,13 @@ def run_all(runs: list[Run], args: argparse.Namespace) -> int:
     todo = [run for run in runs if run not in done]
     failed = 0
     with ThreadPoolExecutor(args.jobs) as pool:
-        futures = {run: pool.submit(partial(execute, run, args)) for run in todo}
-        for run, future in futures.items():
+        futures = {pool.submit(partial(execute, run, args)): run for run in todo}
+        for future in as_completed(futures):
+            run = futures[future]
             try:
                 result = future.result()
-            except (subprocess.CalledProcessError, ValueError) as error:
-                print(f"{run}: failed: {error}", flush=True)
+            except Exception as error:  # whatever it is, the others' results are to be written
+                print(f"{run}: failed: {error!r}", flush=True)
                 failed += 1
                 continue
             lines = [json.dumps(r) for r in [*read_results(args.output), result]]
