@@ -46,6 +46,15 @@ class ActionScale:
         """
         return (2 * (actions - self.low) / (self.high - self.low) - 1).astype(np.float32)
 
+    def clip(self, scaled: np.ndarray) -> np.ndarray:
+        """
+        :param scaled: ``(N, *shape)`` or flattened, the network's
+        :return: the same shape, the network's actions that are executed
+        """
+        low, high = self.scale(np.stack([self.space.low, self.space.high]))
+        limited = scaled.reshape(-1, *self.low.shape).clip(-self._limit, self._limit)
+        return limited.clip(low, high).reshape(scaled.shape)
+
     def unscale(self, scaled: np.ndarray) -> np.ndarray:
         """
         :param scaled: ``(N, *shape)`` or flattened, the network's; clipped to its limit

@@ -37,7 +37,14 @@ class DiffusionActor(nn.Module):
         :param obs: preprocessed observations, ``(B, ...)``
         :return: ``(B, C)``
         """
-        return self.denoiser.condition(self.features_extractor(self.normalizer(obs)))
+        return self.denoiser.condition(self.encode(obs))
+
+    def encode(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: preprocessed observations, ``(B, ...)``
+        :return: features, ``(B, F)``
+        """
+        return self.features_extractor(self.normalizer(obs))
 
     def augment(self, obs: PyTorchObs) -> PyTorchObs:
         """

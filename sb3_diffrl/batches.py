@@ -19,6 +19,7 @@ from sb3_diffrl.demonstrations.arrays import CHUNK_BYTES, ConvertedArray, Source
 from sb3_diffrl.policies import DiffusionActorCriticPolicy
 
 MEMORY_BYTES = 512 * 2**20
+CHUNK_ROWS = 8192  # go through a network at once
 
 Batch = tuple[PyTorchObs, th.Tensor]
 
@@ -41,7 +42,7 @@ class Batches(ABC):
         weights: np.ndarray | None = None,
     ):
         self.length, self.device = length, device
-        self.chunk = max(1, CHUNK_BYTES // max(1, row_bytes))
+        self.chunk = max(1, min(CHUNK_ROWS, CHUNK_BYTES // max(1, row_bytes)))
         self.cumulative: th.Tensor | None = None
         if weights is not None:
             if not weights.any():

@@ -67,6 +67,10 @@ class PeriodicCallback(BaseCallback):
         """
         return int(getattr(self.model, "env_steps", self.num_timesteps + self._n_further))
 
+    def _on_training_start(self) -> None:
+        if self.num_timesteps == 0:  # what was counted belongs to another run
+            self._last, self._n_further = None, 0
+
     def _on_rollout_start(self) -> None:
         freq = self.eval_freq_env_steps
         if self._last is None or self.env_steps // freq > self._last // freq:

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -81,10 +81,10 @@ class ChunkedPolicy:
 
     def reset(self) -> None:
         """Begin an episode."""
-        if self._pending is not None:
-            self._pending.result()  # it draws from the same random generator as what comes
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            wait([pending])  # it draws from the same random generator as what comes
         self._step = 0
-        self._pending = None
         self._history: deque[Any] = deque(maxlen=self.n_observations or 1)
         self._chunks: deque[tuple[int, np.ndarray]] = deque()  # step of the observation, actions
 
@@ -101,8 +101,8 @@ class ChunkedPolicy:
         if phase == 0:
             self._pending = self._submit(self._seen())
         if self._pending is not None and (phase == self.delay or self._step == 0):
-            self._chunks.append((self._step - phase, self._pending.result()))
-            self._pending = None
+            pending, self._pending = self._pending, None
+            self._chunks.append((self._step - phase, pending.result()))
         while self._index(self._chunks[0][0]) >= self.horizon:
             self._chunks.popleft()
         actions = [chunk[self._index(made_at)] for made_at, chunk in self._chunks]

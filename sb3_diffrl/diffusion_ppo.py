@@ -4,6 +4,7 @@ import logging
 import math
 import pathlib
 from collections import defaultdict
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -28,7 +29,7 @@ from sb3_diffrl.action_scale import check_action_space
 from sb3_diffrl.batches import check_demonstrations
 from sb3_diffrl.buffers import ChainBufferMixin, ChainSamples, chain_buffer_class
 from sb3_diffrl.demonstrations import Demonstrations
-from sb3_diffrl.env_statistics import hand_over_statistics, normalized_by
+from sb3_diffrl.env_statistics import hand_over_statistics, hold_statistics, normalized_by
 from sb3_diffrl.fitting import PretrainingResult
 from sb3_diffrl.imitation import Imitation, ImitationSpec, imitation_losses
 from sb3_diffrl.imitation_buffer import ImitationBuffer
@@ -54,7 +55,7 @@ from sb3_diffrl.schedules import (
 )
 from sb3_diffrl.wrappers.action_chunks import ActionChunkWrapper
 from sb3_diffrl.wrappers.decisions import decisions, mending_spaces
-from sb3_diffrl.wrappers.observation_history import ObservationHistoryWrapper
+from sb3_diffrl.wrappers.observation_history import ObservationHistoryWrapper, map_parts, newest
 from sb3_diffrl.wrappers.records import WrapperRecord, find, recorded_wrappers
 
 SelfDiffusionPPO = TypeVar("SelfDiffusionPPO", bound="DiffusionPPO")
@@ -70,15 +71,15 @@ class DiffusionPPO(PPO):
     Diffusion policy fine-tuned online by PPO: maximises ``E[R] - beta * KL(policy || prior)``
     (paper, section 2.2).
 
-    Used as SB3's PPO, whose arguments all apply. ``total_timesteps`` counts decisions; environment
-    steps are logged beside them.
+    Used as SB3's PPO, whose arguments apply but for ``ent_coef`` and gSDE. ``total_timesteps``
+    counts decisions; environment steps are logged beside them.
 
     :param policy: ``"policy"`` (chosen by the observation space), ``"MlpPolicy"``, ``"CnnPolicy"``,
         ``"MultiInputPolicy"``, or a class
     :param env: environment, its id, or a VecEnv; Box actions with finite bounds
     :param prior: a saved model (its path), a model or a policy to start from, which becomes the
-        frozen prior; its ``policy_kwargs`` are taken over unless given. Without it, and until
-        ``pretrain`` is called, training is from scratch and has no KL term
+        frozen prior; of its ``policy_kwargs`` those are taken over that are not given. Without it,
+        and until ``pretrain`` is called, training is from scratch and has no KL term
     :param beta: weight of the prior KL, see :mod:`sb3_diffrl.schedules`; 0 for no KL term, a number
         for a fixed weight
     :param mixing: weight ``p`` of the policy in the behaviour ``p * policy + (1 - p) * prior``; 1
@@ -138,7 +139,7 @@ class DiffusionPPO(PPO):
         if isinstance(prior, DiffusionPPO):
             prior = prior.policy
         if prior is not None:
-            kwargs.setdefault("policy_kwargs", prior.architecture())
+            kwargs["policy_kwargs"] = prior.architecture() | (kwargs.get("policy_kwargs") or {})
         super().__init__(policy, env, *args, _init_setup_model=False, **kwargs)  # type: ignore[misc]  # *args
         self.beta = BETA.schedule(beta)
         self.mixing = MIXING.schedule(mixing)
@@ -212,6 +213,11 @@ class DiffusionPPO(PPO):
         self.mixing = MIXING.schedule(self.mixing)
         self.imitation = Imitation.parse(self.imitation)
         check_precision(self.precision)
+        if self.ent_coef != 0:
+            raise ValueError(
+                f"ent_coef={self.ent_coef}: the entropy of a chain's action has no closed form. "
+                "Set ent_coef=0; sigma_min in policy_kwargs says how much is explored."
+            )
         self._check_discount()
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             raise ValueError(f"micro_batch_size must be at least 1, got {self.micro_batch_size}.")
@@ -230,6 +236,8 @@ class DiffusionPPO(PPO):
         steps = self.policy.chain_steps
         self.rollout_buffer.set_chain_shape((steps + 1) * self.policy.action_dim, steps)
         self._outcomes = np.zeros((self.n_steps, self.n_envs), np.int8)
+        self._scenes: list[Any] = []  # in which episodes of the rollout began
+        self._told: set[str] = set()  # warnings
         if self.verbose >= 1:
             counts = self.policy.parameter_counts().items()
             print("Parameters:", ", ".join(f"{name} {number:,}" for name, number in counts))
@@ -261,11 +269,31 @@ class DiffusionPPO(PPO):
         """
         Start from another policy, a frozen copy of which becomes the prior.
 
+        Under ``VecNormalize(norm_obs=True)`` the prior's observation statistics are handed to the
+        env; one that has none, for it was trained under ``VecNormalize`` itself, holds those that
+        the env has. Moving statistics would drift the prior.
+
         :param prior: policy of the same architecture and spaces
         :raises ValueError: where its parameters, noise levels or spaces do not fit
         """
         self.policy.set_prior(prior)
+        self._hold_statistics()
         self._forget_improvement()
+
+    def _hold_statistics(self) -> None:
+        """Let the env normalise by the prior's statistics, or else by its own, and hold them."""
+        env, normalizer = self._vec_normalize_env, self.policy.actor.normalizer
+        if env is None or not env.norm_obs:
+            return
+        if not normalizer.is_identity:
+            hand_over_statistics(normalizer, env)
+            self.policy.freeze_prior()
+        elif hold_statistics(env):
+            log.warning(
+                "The prior has no observation statistics, and the env's VecNormalize has seen no "
+                "observations: give it those that the prior was trained under, "
+                "VecNormalize.load(path, env)."
+            )
 
     def set_demonstrations(self, demonstrations: Demonstrations) -> None:
         """
@@ -319,6 +347,8 @@ class DiffusionPPO(PPO):
             self.policy.actor.normalizer.fit(checked.observations, **options)
             hand_over_statistics(self.policy.actor.normalizer, env)
             kwargs["fit_normalizer"] = False
+        elif env is not None and env.norm_obs:
+            hold_statistics(env)
         if not self._custom_logger:
             name = f"{type(self).__name__}_pretrain"
             self._logger = configure_logger(self.verbose, self.tensorboard_log, name)
@@ -346,6 +376,7 @@ class DiffusionPPO(PPO):
         if self.policy.has_prior:
             self.policy.set_mixing(self.mixing(self.signals()))
         self._outcomes[:] = 0
+        self._scenes.clear()
         go_on = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         if go_on:
             with precision(self.precision, self.device):
@@ -362,26 +393,35 @@ class DiffusionPPO(PPO):
                 self._outcomes,
                 self.imitation.capacity,
             )
+        self._warn_of_silence()
         self.logger.record("rollout/mixing", float(self.policy.mixing))
         self.logger.record("rollout/improvement", self.signals().improvement)
         self.logger.record("time/decisions", self.num_timesteps)
         self.logger.record("time/env_steps", self.env_steps)
         return go_on
 
+    def _keep_scenes(self) -> None:
+        """Keep the first observations of the episodes that begin, as the bare env gives them."""
+        env, seen = self._vec_normalize_env, self._last_obs
+        if env is not None:  # not unnormalised, for normalised ones are clipped
+            seen, self._last_original_obs = self._last_original_obs, env.get_original_obs()
+        if self.imitation.transport is None or self._last_episode_starts is None:
+            return
+        history = find(self.env_wrappers, ObservationHistoryWrapper.__name__)
+        for i in np.flatnonzero(self._last_episode_starts):
+            scene = map_parts(partial(np.take, indices=i, axis=0), seen)
+            if history is not None:
+                scene = map_parts(partial(newest, n_observations=history["n_observations"]), scene)
+            self._scenes.append(scene)
+
     def _carry_over(self) -> None:
         """Carry demonstrations over to the scenes in which episodes of the rollout began."""
         transport = self.imitation.transport
-        begins = self.rollout_buffer.episode_starts.astype(bool)
-        if transport is None or not begins.any():
+        if transport is None or not self._scenes:
             return
         if not self.imitation.weights(self.signals())["context"]:
             return
-        met = np.asarray(self.rollout_buffer.observations)[begins]
-        if self._vec_normalize_env is not None:
-            met = self._vec_normalize_env.unnormalize_obs(met)
-        if find(self.env_wrappers, ObservationHistoryWrapper.__name__) is not None:
-            met = met[:, -1]
-        carried = self.imitation_buffer.carried_over(transport, met)
+        carried = self.imitation_buffer.carried_over(transport, self._scenes)
         seen = self._as_seen(self._decisions(carried))
         self.imitation_buffer.add_carried_over(seen, self.policy, self.imitation.capacity)
 
@@ -396,12 +436,10 @@ class DiffusionPPO(PPO):
         """
         log_probs, prior_means = [], []
         for part in self.rollout_buffer.in_order(self._micro_batch()):
-            means = None
-            if self.policy.has_prior:
-                means = self.policy.prior_means(part.observations, part.actions)
-                prior_means.append(means)
-            evaluation = self.policy.evaluate_chains(part.observations, part.actions, means)
+            evaluation = self.policy.evaluate_chains(part.observations, part.actions)
             log_probs.append(evaluation.log_prob)
+            if evaluation.prior_means is not None:
+                prior_means.append(evaluation.prior_means)
         self.rollout_buffer.evaluated(
             th.cat(log_probs), th.cat(prior_means) if prior_means else None
         )
@@ -417,9 +455,11 @@ class DiffusionPPO(PPO):
         self, infos: list[dict[str, Any]], dones: np.ndarray | None = None
     ) -> None:
         """
-        SB3's hook after every ``env.step``; counts the env steps, of which a chunk takes several.
+        SB3's hook after every ``env.step``; counts the env steps, of which a chunk takes several,
+        and keeps what the method needs of them.
         """
         super()._update_info_buffer(infos, dones)
+        self._keep_scenes()
         self.env_steps += self.n_envs
         self.env_steps += sum(info["env_steps"] - 1 for info in infos if "env_steps" in info)
         if dones is not None and not self.rollout_buffer.full:
@@ -452,6 +492,29 @@ class DiffusionPPO(PPO):
         # The last rollout may go beyond the total.
         progress = min(max(1 - self._current_progress_remaining, 0.0), 1.0)
         return Signals(progress, improvement, self._prior_kl)
+
+    def _warn_of_silence(self) -> None:
+        """Say, once, which signal of the env a knob waits for in vain."""
+        if not self._outcomes.any():
+            return
+        target, successes = self.performance_target, bool(self.ep_success_buffer)
+        silent = {
+            "the env has no Monitor, so that adaptive schedules see no performance; use "
+            "VecMonitor(env)": (
+                self._needs_improvement() and not successes and not self.ep_info_buffer
+            ),
+            'imitation of own successes has none: the env reports no info["is_success"]': (
+                self._imitates("successes") and not successes
+            ),
+            f"performance_target={target} is compared with success rates, which end at 1": (
+                successes and target is not None and target > 1
+            ),
+        }
+        for text in [
+            text for text, applies in silent.items() if applies and text not in self._told
+        ]:
+            self._told.add(text)
+            log.warning("%s.", text)
 
     def _needs_improvement(self) -> bool:
         imitation = (getattr(self.imitation, term) for term in self.imitation.terms)
@@ -514,17 +577,23 @@ class DiffusionPPO(PPO):
                     batch = batch._replace(advantages=(advantages - advantages.mean()) / spread)
                 policy.optimizer.zero_grad()
                 policy.critic_optimizer.zero_grad()
-                figures = self._ppo_gradients(batch, clip_range, clip_range_vf, beta)
-                for name, term in self._imitation_gradients(
-                    batch.observations, imitation_weights
-                ).items():
-                    figures["loss"] = figures["loss"] + imitation_weights[name] * term
-                    figures[f"imitation_{name}"] = term
+                if train_actor:
+                    figures = self._ppo_gradients(batch, clip_range, clip_range_vf, beta)
+                    terms = self._imitation_gradients(batch.observations, imitation_weights)
+                    for name, term in terms.items():
+                        figures["loss"] = figures["loss"] + imitation_weights[name] * term
+                        figures[f"imitation_{name}"] = term
+                else:
+                    figures = self._critic_gradients(batch, clip_range_vf)
                 for name, figure in figures.items():
                     stats[name].append(figure)
 
-                if self.target_kl is not None and figures["approx_kl"] > 1.5 * self.target_kl:
-                    approx_kl_exceeded = True
+                approx_kl_exceeded = (
+                    train_actor
+                    and self.target_kl is not None
+                    and bool(figures["approx_kl"] > 1.5 * self.target_kl)
+                )
+                if approx_kl_exceeded:
                     if self.verbose >= 1:
                         print(
                             f"Early stopping at step {epoch} due to reaching max kl: "
@@ -557,6 +626,26 @@ class DiffusionPPO(PPO):
             ),
         )
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _critic_gradients(
+        self, batch: ChainSamples, clip_range_vf: float | None
+    ) -> dict[str, th.Tensor]:
+        """
+        Add the gradients of a minibatch to the critic alone, as :meth:`_ppo_gradients` does.
+
+        :param batch: the minibatch
+        :param clip_range_vf: of the value, None for any
+        :return: what to log, averaged over the minibatch
+        """
+        total = th.zeros((), device=self.device)
+        for part in batch.split(self._micro_batch()):
+            share = len(part.actions) / len(batch.actions)
+            with precision(self.precision, self.device):
+                values = self.policy.predict_values(part.observations).flatten()
+                loss = value_loss(values, part.old_values, part.returns, clip_range_vf)
+                (share * self.vf_coef * loss).backward()
+            total += share * loss.detach()
+        return {"loss": self.vf_coef * total, "value_loss": total}
 
     def _ppo_gradients(
         self, batch: ChainSamples, clip_range: float, clip_range_vf: float | None, beta: float
@@ -694,7 +783,13 @@ class DiffusionPPO(PPO):
     # -- saving --------------------------------------------------------------------------------
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "imitation_buffer", "_outcomes"]
+        return [
+            *super()._excluded_save_params(),
+            "imitation_buffer",
+            "_outcomes",
+            "_scenes",
+            "_told",
+        ]
 
     def save(self, path: Any, *args: Any, **kwargs: Any) -> None:
         """

@@ -32,6 +32,28 @@ def hand_over_statistics(normalizer: ObservationNormalizer, env: VecNormalize) -
         env.obs_rms = frozen(normalizer.standardizer())  # type: ignore[assignment]  # Dict alone
 
 
+def hold_statistics(env: VecNormalize) -> bool:
+    """
+    Hold the observation statistics that an env has.
+
+    :param env: wrapper whose ``obs_rms`` is replaced where it moves
+    :return: whether it had seen no observations yet
+    """
+
+    def frozen(moving: RunningMeanStd) -> FrozenMeanStd:
+        statistics = FrozenMeanStd()
+        statistics.mean, statistics.var = moving.mean.copy(), moving.var.copy()
+        statistics.count = moving.count
+        return statistics
+
+    found: Any = env.obs_rms
+    parts = found if isinstance(found, dict) else {"": found}
+    moving = {key: part for key, part in parts.items() if not isinstance(part, FrozenMeanStd)}
+    held: Any = parts | {key: frozen(part) for key, part in moving.items()}
+    env.obs_rms = held if isinstance(found, dict) else held[""]
+    return any(part.count < 1 for part in moving.values())
+
+
 def normalized_by(env: VecNormalize, observations: Any) -> Any:
     """
     Normalise as an env does at present; lazy arrays when they are read.

@@ -59,6 +59,7 @@ def fit(
     :param validate: loss of an averaged module on what is held out, None without such
     :param gradient_steps: see :func:`sb3_diffrl.pretraining.pretrain`, as for the others
     :return: losses and steps taken
+    :raises ValueError: where the loss is no longer finite
     """
     optimizer = th.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
     scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, gradient_steps, warmup_steps))
@@ -78,6 +79,11 @@ def fit(
         if step % validation_interval == 0 or step == gradient_steps:
             train_loss = float(th.stack(losses).mean())
             losses.clear()
+            if not math.isfinite(train_loss):
+                raise ValueError(
+                    f"pre-training diverged: the loss is {train_loss} after {step} steps. Lower "
+                    f"learning_rate (it is {learning_rate}), or look for huge observations."
+                )
             if validate is not None:
                 validation_loss = validate(average)
                 if validation_loss < best_loss:

@@ -149,13 +149,15 @@ def push_to_hub(
     :param model: what to share
     :param repo_id: ``"name"`` or ``"namespace/name"``
     :param token: by default that of the environment or of the command line's login
-    :param private: whether a repository made by this call is private
+    :param private: whether a repository made by this call is private; True also refuses one that is
+        there and public
     :param revision: branch to commit to, made if need be; by default ``main``
     :param subfolder: folder of the repository; by default its root
     :param commit_message: of the commit
     :param kwargs: see :func:`save_pretrained`
     :return: the commit
-    :raises ValueError: where the model has a part that cannot be shared safely, naming it
+    :raises ValueError: where the model has a part that cannot be shared safely, naming it, or with
+        ``private=True`` the repository is public; nothing is uploaded then
     """
     from huggingface_hub import HfApi
 
@@ -167,6 +169,12 @@ def push_to_hub(
         loads = _load_arguments(repo_id, prefix)
         save_pretrained(model, folder, **{"load_arguments": loads, **kwargs})
         full_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if private and not api.repo_info(full_id).private:
+            raise ValueError(
+                f"private=True, but the repository {full_id} is there and public, expected a "
+                "private one: make it private in its settings, choose another repo_id, or leave "
+                "private out to publish the model. Nothing was uploaded."
+            )
         if full_id != repo_id:
             card = (folder / CARD).read_text(encoding="utf-8")
             card = card.replace(loads, _load_arguments(full_id, prefix))

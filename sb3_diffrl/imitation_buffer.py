@@ -1,7 +1,7 @@
 """What there is to imitate during RL."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import pairwise
 from operator import itemgetter
 from typing import Any
@@ -57,10 +57,12 @@ class ImitationBuffer:
         for term in ("demonstrations", "context"):
             self._batches.pop(term, None)
 
-    def carried_over(self, transport: Callable[..., Episode], met: np.ndarray) -> Demonstrations:
+    def carried_over(
+        self, transport: Callable[..., Episode], met: Collection[Any]
+    ) -> Demonstrations:
         """
         :param transport: see :class:`Imitation`
-        :param met: first observations of ``N`` episodes, ``(N, F)`` in the env's own units
+        :param met: first observations of ``N`` episodes, each in the env's own units
         :return: for each a demonstration, drawn at random, as it would be there, in environment
             steps
         :raises ValueError: without step-wise demonstrations
@@ -151,7 +153,7 @@ class ImitationBuffer:
                 self._batches[term] = batches(policy, self.demonstrations)
             elif episodes := self._episodes.get(term):
                 observations, actions = _concatenate(list(episodes))
-                scaled = th.as_tensor(actions.clip(-1, 1), device=policy.device)
+                scaled = th.as_tensor(policy.action_scale.clip(actions), device=policy.device)
                 self._batches[term] = TensorBatches(
                     obs_as_tensor(observations, policy.device), scaled
                 )

@@ -121,6 +121,11 @@ class Standardizer(nn.Module):
         self.scale.fill_(1.0)
         return mean.astype(np.float64), scale.astype(np.float64) ** 2
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether nothing was fitted, or it was handed over."""
+        return not self.mean.any() and bool((self.scale == 1).all())
+
     def forward(self, observations: th.Tensor) -> th.Tensor:
         """
         :param observations: ``(B, *shape)``
@@ -168,6 +173,11 @@ class ObservationNormalizer(nn.Module):
         for key, part in parts.items():
             if f"obs_{key}" in self.standardizers:
                 self.standardizer(key).fit(part, scale_floor, limit, normalization)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether nothing was fitted, or all was handed over."""
+        return all(part.is_identity for part in self.standardizers.values())
 
     def forward(self, observations: PyTorchObs) -> PyTorchObs:
         """

@@ -44,11 +44,21 @@ class ChainEvaluation(NamedTuple):
     :param log_prob: ``(B, k)`` nats per denoising step, of the policy or, where it mixes, of the
         mixture
     :param prior_kl: ``(B,)`` nats per decision; None without a prior
+    :param prior_means: ``(B, k D)`` what the prior makes of the chains; as it is frozen, once is
+        enough; None without a prior
     """
 
     values: th.Tensor
     log_prob: th.Tensor
     prior_kl: th.Tensor | None
+    prior_means: th.Tensor | None
+
+
+# What a prior's predictions depend on beside its weights.
+PREDICTION = (
+    *("noise_schedule", "noise_levels", "prediction_type", "clip_sample"),
+    *("activation_fn", "denoiser_class", "denoiser_kwargs", "normalize_images"),
+)
 
 
 class DiffusionActorCriticPolicy(ActorCriticPolicy):
@@ -236,7 +246,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         self.register_buffer("mixing", th.tensor(1.0, device="cpu"))
         # Where deterministic chains start: a fixed draw of typical norm, for zero noise is not a
         # typical draw.
-        noise = th.randn(self.action_dim, generator=th.Generator().manual_seed(0))
+        noise = th.randn(self.action_dim, generator=th.Generator().manual_seed(0), device="cpu")
         self.register_buffer("initial_noise", noise / noise.norm() * self.action_dim**0.5)
 
         optimizer_kwargs = dict(self.optimizer_kwargs)
@@ -305,6 +315,8 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         """:return: the ``policy_kwargs`` that build a policy like this one"""
         not_kwargs = ("observation_space", "action_space", "lr_schedule")
         parameters = self._get_constructor_parameters()
+        if self.finetuned_steps == self.process.denoising_steps:
+            parameters["finetuned_steps"] = None  # all, whatever their number is made
         return {name: value for name, value in parameters.items() if name not in not_kwargs}
 
     # -- the prior -----------------------------------------------------------------------------
@@ -321,12 +333,12 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         self.freeze_prior()
 
     def _check_prior(self, prior: "DiffusionActorCriticPolicy") -> None:
-        for name in ("noise_schedule", "noise_levels", "prediction_type"):
-            if prior.diffusion_kwargs[name] != self.diffusion_kwargs[name]:
+        theirs, mine = prior.architecture(), self.architecture()
+        for name in PREDICTION:
+            if theirs[name] != mine[name]:
                 raise ValueError(
-                    f"The prior does not fit this policy: its {name} is "
-                    f"{prior.diffusion_kwargs[name]!r}, the policy's is "
-                    f"{self.diffusion_kwargs[name]!r}. Give both the same policy_kwargs."
+                    f"The prior does not fit this policy: its {name} is {theirs[name]!r}, the "
+                    f"policy's is {mine[name]!r}. Give both the same policy_kwargs."
                 )
         if not self.action_scale.equals(prior.action_scale):
             raise ValueError(
@@ -339,16 +351,16 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
                 "This policy cannot be a prior: its first steps are another network's than those "
                 "that were fine-tuned. Continue its own training: model.set_env(env), then learn()."
             )
-        mine, theirs = (
+        own, others = (
             {name: tuple(tensor.shape) for name, tensor in policy.actor.state_dict().items()}
             for policy in (self, prior)
         )
-        differing = sorted(name for name, _ in mine.items() ^ theirs.items())
+        differing = sorted(name for name, _ in own.items() ^ others.items())
         if differing:
             name = differing[0]
             raise ValueError(
-                f"The prior does not fit this policy: {name} is {theirs.get(name)} in the prior, "
-                f"{mine.get(name)} in the policy. Give both the same policy_kwargs and spaces."
+                f"The prior does not fit this policy: {name} is {others.get(name)} in the prior, "
+                f"{own.get(name)} in the policy. Give both the same policy_kwargs and spaces."
             )
 
     def freeze_prior(self) -> None:
@@ -410,8 +422,9 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         """
         obs = self.preprocess(obs)
         with precision(self.precision, self.device):
-            chain, means = self.sample_chains(obs, deterministic)
-            values = self._values(obs)
+            features = self.actor.encode(obs)
+            chain, means = self.sample_chains(obs, deterministic, features=features)
+            values = self._values(obs, features)
         return chain.flatten(1), values, self._log_prob(chain, *means)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
@@ -434,6 +447,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         deterministic: bool = False,
         sampling_std: bool = False,
         noise: th.Tensor | None = None,
+        features: th.Tensor | None = None,
     ) -> tuple[th.Tensor, list[th.Tensor]]:
         """
         Sample chains from the mixture of policy and prior; on CUDA as one graph.
@@ -443,6 +457,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         :param sampling_std: draw without the exploration floor
         :param noise: ``(K + 1, N, D)`` standard normal to use instead of a fresh draw, of which the
             ODE uses the first, and noise on the action the last
+        :param features: ``(N, F)`` what the actor's encoder makes of them, if known
         :return: ends of the chains ``(N, k + 1, D)`` and their means ``(N, k, D)`` under the
             policy, or under both where they mix
         """
@@ -452,7 +467,11 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         actors = [self.prior if deterministic and mixing < 0.5 else self.actor]
         if mixes or frozen_steps:
             actors.append(self.prior)
-        conditions = self._conditions(actors, obs)
+        if features is None:
+            features = self.actor.encode(obs)
+        conditions = [
+            each.denoiser.condition(self._features(each, obs, features)) for each in actors
+        ]
         n = len(conditions[0])
         if noise is not None:
             noise = noise.to(self.initial_noise)
@@ -479,12 +498,9 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         weights = (p.data_ptr() for actor in actors for p in actor.denoiser.parameters())
         return self._graphs(sample, inputs, (deterministic, sampling_std, *weights))
 
-    def _conditions(self, actors: list[DiffusionActor], obs: PyTorchObs) -> list[th.Tensor]:
-        """The condition of each; a frozen encoder, which they share, runs once."""
-        if not (self.freeze_encoder and self.has_prior):
-            return [actor.condition(obs) for actor in actors]
-        features = self.actor.features_extractor(self.actor.normalizer(obs))
-        return [actor.denoiser.condition(features) for actor in actors]
+    def _features(self, actor: DiffusionActor, obs: PyTorchObs, features: th.Tensor) -> th.Tensor:
+        """Those of the actor or the prior; a frozen encoder, which they share, runs once."""
+        return features if actor is self.actor or self.freeze_encoder else actor.encode(obs)
 
     # -- evaluation ----------------------------------------------------------------------------
 
@@ -496,34 +512,26 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
 
         :param obs: ``(B, ...)`` observations
         :param actions: ``(B, (k + 1) D)`` flattened chains
-        :param prior_means: ``(B, k D)`` of :meth:`prior_means`, if known
+        :param prior_means: ``(B, k D)`` of an earlier evaluation, if known
         :return: the evaluation
         """
         processed = self.preprocess(obs)
         chain = actions.view(len(actions), -1, self.action_dim)
-        condition = self.actor.condition(processed)
+        features = self.actor.encode(processed)
+        condition = self.actor.denoiser.condition(features)
         means = self.process.chain_means(self.actor.denoiser, chain, condition)
-        prior_kl = None
+        theirs = prior_kl = None
         if self.has_prior:
             if prior_means is None:
-                prior_means = self.prior_means(obs, actions)
-            prior_means = prior_means.view_as(means)
-            prior_kl = pathwise_kl(means, prior_means, self._std)
-        mixes = self.mixing < 1
-        log_prob = self._log_prob(chain, means, prior_means if mixes else None)
-        return ChainEvaluation(self._values(processed), log_prob, prior_kl)
+                prior_means = self._prior_means(processed, chain, features)
+            theirs = prior_means.view_as(means)
+            prior_kl = pathwise_kl(means, theirs, self._std)
+        log_prob = self._log_prob(chain, means, theirs if self.mixing < 1 else None)
+        return ChainEvaluation(self._values(processed, features), log_prob, prior_kl, prior_means)
 
     @th.no_grad()
-    def prior_means(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
-        """
-        What the prior makes of stored chains; as it is frozen, once is enough.
-
-        :param obs: ``(B, ...)`` observations
-        :param actions: ``(B, (k + 1) D)`` flattened chains
-        :return: ``(B, k D)`` its means
-        """
-        chain = actions.view(len(actions), -1, self.action_dim)
-        condition = self.prior.condition(self.preprocess(obs))
+    def _prior_means(self, obs: PyTorchObs, chain: th.Tensor, features: th.Tensor) -> th.Tensor:
+        condition = self.prior.denoiser.condition(self._features(self.prior, obs, features))
         return self.process.chain_means(self.prior.denoiser, chain, condition).flatten(1)
 
     @property
@@ -598,10 +606,12 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         """
         return preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
 
-    def _values(self, obs: PyTorchObs) -> th.Tensor:
-        features = self.vf_features_extractor(self.actor.normalizer(obs))
+    def _values(self, obs: PyTorchObs, features: th.Tensor | None = None) -> th.Tensor:
+        """Values; ``features`` are the actor's, if known, which the critic may share."""
         if self.share_features_extractor:
-            features = features.detach()
+            features = (self.actor.encode(obs) if features is None else features).detach()
+        else:
+            features = self.vf_features_extractor(self.actor.normalizer(obs))
         values = self.value_net(features)
         return values.to(th.promote_types(values.dtype, th.float32))  # not bfloat16
 

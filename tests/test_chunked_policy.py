@@ -138,6 +138,28 @@ def test_the_thread_is_waited_for_only_when_its_chunk_is_needed() -> None:
     assert int(policy.predict(np.zeros(1))[0]) == 12
 
 
+@pytest.mark.parametrize("delay", [0, 2])
+def test_an_episode_begins_after_a_prediction_that_failed(delay: int) -> None:
+    model = Counting(6)
+    predict = model.predict
+
+    def failing(observation: Any, deterministic: bool) -> tuple[np.ndarray, None]:
+        if observation[0] < 0:
+            raise ValueError("bad observation")
+        return predict(observation, deterministic)
+
+    model.predict = failing  # type: ignore[method-assign]
+    policy = ChunkedPolicy(model, n_executed=4, delay=delay)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="bad observation"):
+        policy.predict(-np.ones(1))
+    policy.reset()
+    steps = [float(policy.predict(np.zeros(1))[0]) for _ in range(4)]
+    if delay:
+        policy.predict(-np.ones(1))  # fails in the thread beside
+    policy.reset()
+    assert [*steps, float(policy.predict(np.zeros(1))[0])] == [0, 1, 2, 3, 10]
+
+
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="needs a model that predicts chunks"):
         ChunkedPolicy(model_for(PlaneEnv()))

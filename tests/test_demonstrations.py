@@ -314,6 +314,42 @@ def test_dictionary_and_space_must_agree() -> None:
         dictionary().validate(other, ACTION_SPACE)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, bool])
+def test_images_must_be_whole_numbers(dtype: Any) -> None:
+    d = dictionary()
+    images = np.asarray(d.arrays()["observations['image']"])
+    d = d.with_observations({**d.observations, "image": images.astype(np.int64)})  # type: ignore[dict-item]
+    d.validate(DICT_SPACE, ACTION_SPACE)
+    scaled = (images / 255).astype(dtype)
+    d = d.with_observations({**d.observations, "image": scaled})  # type: ignore[dict-item]
+    message = r"observations\['image'\]: dtype \w+, expected integers from 0 to 255 .* multiply"
+    with pytest.raises(ValueError, match=message):
+        d.validate(DICT_SPACE, ACTION_SPACE)
+    normalized = spaces.Dict({**DICT_SPACE.spaces, "image": spaces.Box(0, 1, (2, 2, 3))})
+    d.validate(normalized, ACTION_SPACE)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (spaces.MultiDiscrete([2, 3]), "observations[1, 1] = 3, expected an integer from 0 to 2"),
+        (
+            spaces.MultiDiscrete([2, 3], start=[0, 1]),
+            "observations[0, 1] = 0, expected an integer from 1 to 3",
+        ),
+        (spaces.MultiBinary(2), "observations[1, 1] = 3, expected an integer from 0 to 1"),
+        (spaces.MultiDiscrete([2, 4]), None),
+    ],
+)
+def test_discrete_values_lie_in_their_space(space: spaces.Space[Any], message: str | None) -> None:
+    d = Demonstrations.from_arrays(np.array([[1, 0], [0, 3]]), np.zeros((2, 2)))
+    if message is None:
+        d.validate(space, ACTION_SPACE)
+        return
+    with pytest.raises(ValueError, match=re.escape(message)):
+        d.validate(space, ACTION_SPACE)
+
+
 def test_values_that_are_not_numbers_are_refused() -> None:
     d = vector()
     with pytest.raises(ValueError, match="actions: dtype <U32, expected real numbers"):

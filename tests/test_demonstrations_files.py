@@ -89,6 +89,43 @@ def test_a_folder_that_was_not_finished_is_not_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_an_interrupt_leaves_the_old_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = vector().save(tmp_path / "x.demos")
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        vector().subset([0]).save(path)
+    assert_same(Demonstrations.load(path), vector())
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", ["npz", "demos"])
+def test_what_a_link_points_to_is_replaced(suffix: str, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / f"x.{suffix}"
+    link.symlink_to(f"disk/{suffix}")
+    for episodes in ([0, 1], [2]):
+        assert vector().subset(episodes).save(link) == link
+        assert_same(Demonstrations.load(link), vector().subset(episodes))
+    assert link.is_symlink()
+    assert list((tmp_path / "disk").iterdir()) == [tmp_path / "disk" / suffix]
+
+
+def test_neither_a_file_nor_a_folder_takes_the_place_of_the_other(tmp_path: Path) -> None:
+    (tmp_path / "x.demos").write_text("mine")
+    with pytest.raises(ValueError, match=r"x\.demos: there is a file .*expected none or a folder"):
+        vector().save(tmp_path / "x.demos")
+    (tmp_path / "x.npz").mkdir()
+    with pytest.raises(ValueError, match=r"x\.npz: there is a folder .*expected none or a file"):
+        vector().save(tmp_path / "x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.demos", "x.npz"]
+
+
 def cut(path: Path) -> None:
     (path / "actions.npy").write_bytes((path / "actions.npy").read_bytes()[:-8])
 
@@ -232,6 +269,14 @@ def test_d4rl_in_each_form(kind: str, tmp_path: Path) -> None:
         assert_same(Demonstrations.load(source), loaded)
 
 
+@pytest.mark.parametrize("kind", ["dictionary", "hdf5"])
+def test_d4rl_with_columns(kind: str, tmp_path: Path) -> None:
+    flat = d4rl()
+    columns = {name: x[:, None] if x.ndim == 1 else x for name, x in flat.items()}
+    loaded = Demonstrations.from_d4rl(written(columns, kind, tmp_path))
+    assert_same(loaded, Demonstrations.from_d4rl(flat))
+
+
 @pytest.mark.parametrize("kind", ["dictionary", "npz", "hdf5"])
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -348,6 +393,13 @@ def test_statistics_in_chunks_are_those_of_the_whole(monkeypatch: pytest.MonkeyP
     np.testing.assert_allclose(found.std, exact.std(0), rtol=1e-9, atol=1e-12)
     np.testing.assert_array_equal([found.minimum, found.maximum], [data.min(0), data.max(0)])
     np.testing.assert_allclose([found.low, found.high], np.quantile(data, [0.01, 0.99], axis=0))
+
+
+def test_statistics_of_flags_are_those_of_zeros_and_ones() -> None:
+    flags = np.random.default_rng(0).random((50, 2)) < 0.3
+    found, expected = vars(Statistics.of(flags)), vars(Statistics.of(flags.astype(np.float64)))
+    for name, array in found.items():
+        np.testing.assert_allclose(array, expected[name], err_msg=name)
 
 
 def test_normalisations_map_their_bounds_to_one() -> None:

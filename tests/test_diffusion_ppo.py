@@ -1,5 +1,6 @@
 """The algorithm, used as an SB3 user would: rollouts, updates, logging."""
 
+import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from stable_baselines3.common.callbacks import (
     EvalCallback,
     StopTrainingOnMaxEpisodes,
 )
+from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 
 from sb3_diffrl import Demonstrations, DiffusionPPO
@@ -89,13 +91,14 @@ def test_ratio_is_one_on_a_fresh_buffer(case: str) -> None:
 
 
 def test_ratio_statistics_are_of_all_steps_and_minibatches() -> None:
-    model = make_model(n_steps=32, batch_size=8, n_epochs=3, critic_warmup=1)
+    model = make_model(n_steps=32, batch_size=8, n_epochs=3, learning_rate=0.0)
     log = Log(model)
     model.learn(32)  # the actor stays as it was, so that every ratio is 1
     assert log["train/ratio_mean"] == [pytest.approx(1, abs=1e-5)]
     assert log["train/ratio_max"] == [pytest.approx(1, abs=1e-5)]
     assert log["train/clip_fraction"] == [0.0]
     assert log["train/approx_kl"] == [pytest.approx(0, abs=1e-5)]
+    model.lr_schedule = FloatSchedule(3e-4)
     model.learn(32, reset_num_timesteps=False)  # now it moves
     assert log["train/ratio_max"][-1] > 1.001
     assert log["train/approx_kl"][-1] > 1e-5
@@ -364,7 +367,7 @@ def test_logged_names_and_ranges() -> None:
 
 def test_prior_kl_is_logged_in_nats_per_decision() -> None:
     """Without an update of the actor it is the mean over the rollout, by the formula."""
-    model = with_prior(make_model(beta=0.1, critic_warmup=1))
+    model = with_prior(make_model(beta=0.1, learning_rate=0.0))
     log = Log(model)
     model.learn(16)
     policy, process = model.policy, model.policy.process
@@ -527,3 +530,25 @@ def test_observations_of_other_spaces(space: spaces.Space[Any]) -> None:
     model.learn(32)
     assert all(th.isfinite(p).all() for p in model.policy.parameters())
     assert model.predict(observations[:3])[0].shape == (3, 2)
+
+
+def test_entropy_bonus_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"ent_coef=0.01: the entropy of a chain's action has no"):
+        make_model(ent_coef=0.01)
+
+
+@pytest.mark.parametrize(
+    ("env", "kwargs", "message"),
+    [
+        (lambda: several(1), {"beta": "adaptive_0.1"}, "the env has no Monitor"),
+        (TargetEnv, {"imitation": {"successes": 1.0}, "beta": 0.1}, "the env reports no"),
+        (lambda: ScriptedEnv([1]), {"performance_target": 300}, "compared with success rates"),
+    ],
+)
+def test_signals_that_never_come_are_told_of_once(
+    env: Callable[[], Any], kwargs: dict[str, Any], message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = with_prior(make_model(env(), **kwargs))
+    with caplog.at_level(logging.WARNING):
+        model.learn(64)
+    assert caplog.text.count(message) == 1

@@ -171,6 +171,19 @@ def test_colours_vary_from_image_to_image_within_bounds() -> None:
     th.testing.assert_close(color_jitter(images, 0.0), images)
 
 
+@pytest.mark.parametrize(("n_channels", "n_frames"), [(3, 3), (1, 4)])
+def test_colours_are_the_same_in_all_stacked_frames(n_channels: int, n_frames: int) -> None:
+    frames = [(0.4 * th.rand(20, n_channels, 8, 8) + 0.3) for _ in range(n_frames)]
+    frames[1].zero_()
+
+    def jittered(images: th.Tensor) -> th.Tensor:
+        th.manual_seed(0)
+        return color_jitter(images, 0.3)
+
+    stacked = jittered(th.cat(frames, dim=1))
+    th.testing.assert_close(stacked, th.cat([jittered(frame) for frame in frames], dim=1))
+
+
 def test_augmentation_is_for_imitation_alone() -> None:
     model = make_model(crop=0.8, jitter=0.3)
     policy = model.policy

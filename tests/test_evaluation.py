@@ -282,6 +282,16 @@ def test_success_callback_with_another_algorithm() -> None:
     assert [step for step, _ in callback.curve] == [0, 96, 144]
 
 
+@pytest.mark.parametrize("algorithm", [PPO, DiffusionPPO])
+def test_success_callback_begins_anew_with_the_count(algorithm: type[PPO]) -> None:
+    policy = "MlpPolicy" if algorithm is PPO else "policy"
+    model = algorithm(policy, counting(2, env_steps=3), n_steps=8, batch_size=8, device="cpu")
+    callback = SuccessCallback(TargetEnv(success=False), 60, n_episodes=1)
+    for go_on in (False, True, False):
+        model.learn(16, callback=callback, reset_num_timesteps=not go_on)
+    assert [step for step, _ in callback.curve] == [0, 48, 96, 0, 48]
+
+
 # -- vectorised gymnasium envs -----------------------------------------------------------------
 
 

@@ -251,6 +251,8 @@ def test_every_attribute_has_its_place(trained: DiffusionPPO) -> None:
     rebuilt = {
         *("rollout_buffer", "rollout_buffer_class", "rollout_buffer_kwargs", "_outcomes"),
         *("lr_schedule", "critic_lr_schedule", "_vec_normalize_env", "_random_state"),
+        "_scenes",
+        "_told",
     }
     of_the_moment = {"_last_obs", "_last_original_obs", "_last_episode_starts"}
     not_shared = {"imitation_buffer", "_custom_logger"}
@@ -861,6 +863,19 @@ def test_private_models_need_the_token(
     assert_same(model, other)
     (tmp_path / "token").write_text("hf_alice")  # what the command line's login leaves
     assert_same(model, DiffusionPPO.from_pretrained("alice/secret", cache_dir=tmp_path / "third"))
+
+
+def test_nothing_private_goes_to_a_public_repository(hub_at: HubServer) -> None:
+    model = make_model()
+    model.push_to_hub("open")
+    repository = hub_at.repositories["alice/open"]
+    n_commits = len(repository.commits)
+    with pytest.raises(ValueError, match="the repository alice/open is there and public"):
+        model.push_to_hub("open", private=True, revision="secret")
+    assert len(repository.commits) == n_commits and "secret" not in repository.refs
+    repository.private = True
+    model.push_to_hub("open", private=True, subfolder="mine")
+    assert len(repository.commits) == n_commits + 1
 
 
 def test_what_cannot_be_shared_makes_no_repository(hub_at: HubServer) -> None:

@@ -230,6 +230,33 @@ def test_imitation_of_other_observations(kind: str) -> None:
     assert float(kept.actions.abs().max()) <= 1
 
 
+@pytest.mark.parametrize(
+    ("action_range", "clip_sample", "largest"),
+    [(None, None, 1), ([[-0.5], [0.5]], None, 2), ([[-0.5], [0.5]], 1.5, 1.5)],
+)
+def test_imitated_are_the_actions_that_are_executed(
+    action_range: Any, clip_sample: float | None, largest: float
+) -> None:
+    """Of a range, as that of mean and deviation, the network's actions may go beyond 1."""
+    kwargs = {**POLICY_KWARGS, "action_range": action_range, "clip_sample": clip_sample}
+    model = make_model(counting(1), policy_kwargs=kwargs)
+    actions = np.tile(np.array([[1, -1], [0.25, 0]], np.float32), (4, 1))
+    model.set_demonstrations(Demonstrations.from_arrays(np.zeros((8, 3), np.float32), actions, [8]))
+    buffer, policy = model.imitation_buffer, model.policy
+    carried = buffer.carried_over(lambda *given: given[:2], np.zeros((1, 3), np.float32))
+    buffer.add_carried_over(carried, policy, 100)
+    scaled = np.full((3, 1, 2), [9, -0.5], np.float32)
+    begins, outcomes = np.array([[1], [0], [0]]), np.array([[0], [0], [2]])
+    buffer.add_rollout(np.zeros((3, 1, 3), np.float32), scaled, begins, outcomes, 100)
+    given = {"context": policy.scale_action(actions), "successes": scaled[:, 0]}
+    for term in given:
+        kept = buffer.batches(term, policy)
+        assert isinstance(kept, TensorBatches)
+        assert float(kept.actions.abs().max()) == largest
+        executed = policy.unscale_action(kept.actions.numpy())
+        np.testing.assert_allclose(executed, policy.unscale_action(given[term]))
+
+
 @pytest.mark.parametrize("imitation", [0.5, "linear_1", {"context": 0.1}])
 def test_missing_demonstrations(imitation: Any) -> None:
     model = make_model(imitation=imitation)

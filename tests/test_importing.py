@@ -15,8 +15,10 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_diffrl import DiffusionPPO
+from sb3_diffrl.chunked_policy import ChunkedPolicy
 from sb3_diffrl.importing import load_dppo, load_lerobot
-from sb3_diffrl.wrappers import ActionChunkWrapper, ObservationHistoryWrapper
+from sb3_diffrl.wrappers import ActionChunkWrapper, ObservationHistoryWrapper, rewrap
+from sb3_diffrl.wrappers.records import recorded_wrappers
 
 FIXTURES = Path(__file__).parent / "fixtures"
 LEROBOT = sorted((FIXTURES / "lerobot").iterdir())
@@ -129,6 +131,17 @@ def test_predict_executes_what_lerobot_executes() -> None:
     th.manual_seed(0)
     action, _ = model.predict(expected["observations"])
     np.testing.assert_allclose(action[:, 1:9], expected["actions"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("folder", [*LEROBOT, *DPPO], ids=lambda folder: folder.name)
+def test_a_policy_without_an_env_acts_step_by_step(folder: Path) -> None:
+    model, expected = load(folder), wrapped(folder)
+    assert model.env_wrappers[-1] == recorded_wrappers(expected)[-1]
+    env = expected.unwrapped
+    policy, (observation, _) = ChunkedPolicy(model), env.reset()
+    for _ in range(2 * policy.n_executed):
+        observation, *_ = env.step(policy.predict(observation))
+    assert rewrap(env, model.env_wrappers).observation_space == model.observation_space
 
 
 # -- which weights -------------------------------------------------------------------------------

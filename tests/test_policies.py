@@ -25,7 +25,8 @@ from sb3_diffrl import (
     DiffusionPPO,
 )
 from sb3_diffrl.diffusion import Denoiser, MlpDenoiser, make_alpha_bar
-from tests.envs import ASYMMETRIC, MATRIX, UNIT, TargetEnv, observation_space
+from tests.envs import ASYMMETRIC, MATRIX, UNIT, TargetEnv, observation_space, several
+from tests.models import POLICY_KWARGS, make_model
 
 KINDS = ("vector", "discrete", "image", "dict")
 # Extractors of images are slow at their default size.
@@ -607,3 +608,32 @@ def test_policy_alone_is_saved_whole(kind: str, tmp_path: Path) -> None:
         th.manual_seed(1)
         found, _ = loaded.predict(obs, deterministic=deterministic)
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("shared", "frozen", "acting", "evaluating"),
+    [(False, False, 2, 3), (True, False, 1, 2), (False, True, 2, 2), (True, True, 1, 1)],
+)
+def test_encoders_run_no_more_often_than_there_are(
+    shared: bool, frozen: bool, acting: int, evaluating: int
+) -> None:
+    """Actor's, critic's and prior's, where they are not the same."""
+    kwargs = {"share_features_extractor": shared, "freeze_encoder": frozen}
+    model = make_model(several(3), policy_kwargs={**POLICY_KWARGS, **kwargs})
+    policy = model.policy
+    policy.freeze_prior()
+    calls: list[nn.Module] = []
+    encoders = (each.features_extractor for each in (policy.actor, policy.prior))
+    for encoder in {policy.vf_features_extractor, *encoders}:
+        encoder.register_forward_hook(lambda module, *_: calls.append(module))
+    assert model.env is not None
+    obs = th.as_tensor(np.asarray(model.env.reset()))
+    with th.no_grad():
+        chains, values, _ = policy(obs)
+        assert len(calls) == acting
+        evaluation = policy.evaluate_chains(obs, chains)
+        assert len(calls) == acting + evaluating
+        th.testing.assert_close(evaluation.values, values)
+        again = policy.evaluate_chains(obs, chains, evaluation.prior_means)
+    assert len(calls) == acting + evaluating + (1 if shared else 2)
+    th.testing.assert_close(again.prior_kl, th.zeros(3), atol=1e-6, rtol=0)

@@ -18,9 +18,10 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_diffrl import Demonstrations, DiffusionActorCriticPolicy, DiffusionPPO, pretrain
-from sb3_diffrl.batches import as_tensors, check_demonstrations
+from sb3_diffrl.batches import TensorBatches, as_tensors, check_demonstrations
 from sb3_diffrl.fitting import update_average, warmup_cosine
 from tests.envs import ASYMMETRIC, TargetEnv, demonstrations, several
+from tests.models import make_model
 
 SMALL: dict[str, Any] = {"net_arch": [16, 16], "noise_levels": 10, "denoising_steps": 3}
 QUICK: dict[str, Any] = {"gradient_steps": 3, "batch_size": 8, "warmup_steps": 1}
@@ -849,3 +850,15 @@ def test_held_statistics_survive_pickling() -> None:
     twin.update(np.full((5, 3), 100.0))
 
     np.testing.assert_array_equal(twin.mean, before)
+
+
+def test_diverged_pretraining_is_no_prior() -> None:
+    model = make_model()
+    with pytest.raises(ValueError, match=r"pre-training diverged: the loss is .* Lower learning_"):
+        model.pretrain(demonstrations(), gradient_steps=30, learning_rate=1e30, warmup_steps=1)
+    assert not model.policy.has_prior
+
+
+def test_validation_goes_through_the_network_in_parts() -> None:
+    data = TensorBatches(th.zeros(20_000, 3), th.zeros(20_000, 2))
+    assert [len(actions) for _, actions in data.chunks()] == [8192, 8192, 3616]

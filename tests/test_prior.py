@@ -1,5 +1,6 @@
 """Where the algorithm starts from and what holds it there: prior, beta, mixing, warm-up."""
 
+import copy
 import logging
 import warnings
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import VecNormalize
+from torch import nn
 
 from sb3_diffrl import DiffusionPPO
 from sb3_diffrl.callbacks import MixingCallback
@@ -57,6 +60,47 @@ def test_prior_with_the_architecture_given(form: str, tmp_path: Path) -> None:
     model = make_model(prior=prior, beta=0.1, policy_kwargs=kwargs)
     assert model.policy.process.denoising_steps == 4
     check_prior(model, source)
+
+
+def test_a_knob_of_the_policy_leaves_the_rest_of_the_prior() -> None:
+    kwargs = {"net_arch": [24], "activation_fn": nn.Tanh, "denoising_steps": 4}
+    source = make_model(policy_kwargs=kwargs)
+    model = make_model(prior=source, policy_kwargs={"sigma_min": 0.3})
+    assert model.policy.architecture() == source.policy.architecture() | {"sigma_min": 0.3}
+    with pytest.raises(ValueError, match=r"its activation_fn is .*Tanh.*, the policy's is .*ReLU"):
+        make_model(prior=source, policy_kwargs={"activation_fn": nn.ReLU})
+
+
+@pytest.mark.parametrize("trained_under", [False, True], ids=["plain", "VecNormalize"])
+def test_observations_stay_as_the_prior_knows_them(trained_under: bool) -> None:
+    """The actor is not trained: what it does must stay the same."""
+    data = demonstrations()
+    env = VecNormalize(several(2), norm_reward=False)
+    source = make_model(env if trained_under else several(2))
+    source.pretrain(data, gradient_steps=50, warmup_steps=1)
+    other = VecNormalize(several(2), norm_reward=False)
+    if trained_under:
+        other.obs_rms = copy.deepcopy(env.obs_rms)
+    model = make_model(other, prior=source, critic_warmup=99)
+    assert isinstance(data.observations, np.ndarray)
+    raw = data.observations[:20]
+
+    def acts(model: DiffusionPPO) -> np.ndarray:
+        normalizer = model.get_vec_normalize_env()
+        seen = raw if normalizer is None else normalizer.normalize_obs(raw)
+        return model.predict(seen, deterministic=True)[0]
+
+    expected = acts(source)
+    model.learn(64)
+    np.testing.assert_allclose(acts(model), expected, atol=1e-5)
+
+
+def test_a_prior_without_statistics_needs_those_of_an_env(caplog: pytest.LogCaptureFixture) -> None:
+    source = make_model(VecNormalize(several(2)))
+    source.pretrain(demonstrations(), gradient_steps=2)
+    with caplog.at_level(logging.WARNING):
+        make_model(VecNormalize(several(2)), prior=source)
+    assert "give it those that the prior was trained under" in caplog.text
 
 
 def check_prior(model: DiffusionPPO, source: DiffusionPPO) -> None:
@@ -343,6 +387,30 @@ def test_critic_warmup_leaves_the_actor_untouched() -> None:
         critic = state_of(model.policy.value_net)
     model.learn(16, reset_num_timesteps=False)
     assert not same_state(actor, state_of(model.policy.actor))
+
+
+def test_target_kl_does_not_stop_the_critics_warmup() -> None:
+    """Though imitation moves the actor away from what acted."""
+    imitation = {"demonstrations": 1.0, "warmup_steps": 60, "warmup_learning_rate": 3e-3}
+    critics = []
+    for target_kl in (None, 1e-9):
+        model = with_prior(
+            make_model(beta=0.1, critic_warmup=1, imitation=imitation, target_kl=target_kl)
+        )
+        model.set_demonstrations(demonstrations())
+        log = Log(model)
+        model.learn(16)
+        critics.append(state_of(model.policy.value_net))
+        assert "train/value_loss" in log.names() and "train/prior_kl" not in log.names()
+    assert same_state(*critics)
+
+
+def test_kl_controller_waits_for_the_critics_warmup() -> None:
+    controller = {"kind": "kl_controller", "initial": 0.1, "target": 0.05}
+    model = with_prior(make_model(critic_warmup=3, beta=controller), scale=0.0)
+    log = Log(model)
+    model.learn(64)
+    assert log["train/beta"] == [0.1] * 4
 
 
 def test_critic_warmup_of_a_new_prior_starts_anew() -> None:

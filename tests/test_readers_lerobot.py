@@ -3,9 +3,11 @@
 import json
 import shutil
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +16,8 @@ import pytest
 from sb3_diffrl import Demonstrations
 from sb3_diffrl.demonstrations import lerobot
 from sb3_diffrl.demonstrations.arrays import LazyArray
+from sb3_diffrl.demonstrations.parquet import Block, ParquetArray
+from sb3_diffrl.demonstrations.videos import Clip, VideoArray
 
 FIXTURES = Path(__file__).parent / "fixtures"
 VERSIONS = ("v2.1", "v3.0")
@@ -91,6 +95,16 @@ def test_chosen_episodes_keys_and_names(original: Path, memory: int) -> None:
         Demonstrations.from_lerobot(original, action_key="act")
 
 
+def test_two_features_cannot_have_one_name(folder: Path) -> None:
+    info = folder / "meta/info.json"
+    described = json.loads(info.read_text())
+    described["features"]["observation.images_top"] = described["features"]["observation.state"]
+    info.write_text(json.dumps(described))
+    for keys, name in (({"observation.state": "x", "action": "x"}, "x"), (None, "images_top")):
+        with pytest.raises(ValueError, match=rf"info\.json: .* are both to be named '{name}'"):
+            Demonstrations.from_lerobot(folder, keys)
+
+
 @pytest.mark.parametrize("name", ["copy.demos", "copy.npz"])
 def test_lazy_data_are_saved_and_mapped(original: Path, tmp_path: Path, name: str) -> None:
     lazy = Demonstrations.from_lerobot(original, memory=0)
@@ -124,6 +138,24 @@ def test_a_video_that_is_missing_or_truncated(folder: Path) -> None:
         video.unlink()
     with pytest.raises(ValueError, match=r"\.mp4: no such file, though the metadata names it"):
         Demonstrations.from_lerobot(folder, WRIST)
+
+
+def test_a_frame_that_is_missing_in_the_middle_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "gap.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width = stream.height = 64
+        for t in (0, 1, 2, 5, 6):
+            frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8))
+            frame.pts, frame.time_base = t, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    frames = VideoArray([Clip(path, 0.0, 10.0, 7)])
+    assert frames[[0, 2, 5, 6]].shape == (4, 64, 64, 3)
+    message = r"gap\.mp4: frame 3 .*expected at 0\.300 s, the next one is at 0\.500 s"
+    for rows in (slice(None), [3]):
+        with pytest.raises(ValueError, match=message):
+            frames[rows]
 
 
 def test_without_the_package_that_decodes_videos(
@@ -162,6 +194,10 @@ WITH_NAN = [0.0, np.nan, 0.0]
             r"observation\.state\[4\]: 1 numbers, expected 3",
         ),
         (
+            with_column("observation.state", pa.array([*STATES[:3], [1.0], [1.0] * 5, STATES[5]])),
+            r"observation\.state\[3\]: 1 numbers, expected 3",
+        ),
+        (
             with_column("observation.state", pa.array([*STATES[:4], None, STATES[5]])),
             r"observation\.state\[4\] is missing",
         ),
@@ -190,6 +226,20 @@ def test_broken_tables_are_named(
     with pytest.raises(ValueError, match=message) as error:
         Demonstrations.from_lerobot(folder)
     assert path.name in str(error.value) or "frames" in str(error.value)
+
+
+def test_lists_of_lists_have_the_shape_that_the_metadata_says(tmp_path: Path) -> None:
+    def read(rows: Any) -> np.ndarray:
+        path = tmp_path / "x.parquet"
+        pq.write_table(pa.table({"x": rows}), path)
+        return ParquetArray("x", [Block(path, None, len(rows))], (2, 2))[:]
+
+    values = [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]
+    fixed = pa.list_(pa.list_(pa.int64(), 2), 2)
+    for rows in (pa.array(values), pa.array(values, fixed), pa.array([[1, 2, 3, 4], [5, 6, 7, 8]])):
+        np.testing.assert_array_equal(read(rows), values)
+    with pytest.raises(ValueError, match=r"x\[1, 0\]: 3 numbers, expected 2"):
+        read(pa.array([values[0], [[5, 6, 7], [8]]]))
 
 
 def test_truncated_and_missing_tables(folder: Path) -> None:

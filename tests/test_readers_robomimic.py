@@ -1,6 +1,8 @@
 """robomimic's HDF5 files, written in its layout."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,18 @@ def test_all_is_read(path: Path, memory: int) -> None:
         )
     assert found.rewards is not None
     np.testing.assert_array_equal(np.flatnonzero(found.rewards), found.episode_ends - 1)
+
+
+def test_a_file_that_was_read_whole_can_be_written(path: Path) -> None:
+    Demonstrations.load(path)
+    with h5py.File(path, "a") as file:  # refused while this process has it open
+        file["data/demo_0/actions"][0] = 0.25
+    append = "import h5py, sys; h5py.File(sys.argv[1], 'a')['data/demo_0/actions'][0] = 0.5"
+    lazy = Demonstrations.from_robomimic(path, "object", memory=0)
+    np.testing.assert_array_equal(lazy.actions[0], np.full(7, 0.25, np.float32))
+    Demonstrations.load(path)
+    subprocess.run([sys.executable, "-c", append, str(path)], check=True)
+    np.testing.assert_array_equal(lazy.actions[0], np.full(7, 0.5, np.float32))
 
 
 def test_masks_and_order(tmp_path: Path) -> None:

@@ -314,7 +314,7 @@ def test_each_network_sees_no_more_than_it_must() -> None:
 def test_the_prior_is_asked_once_a_rollout_and_right() -> None:
     model = filled_model(LAST_STEPS)
     for batch in model.rollout_buffer.get(7):
-        expected = model.policy.prior_means(batch.observations, batch.actions)
+        expected = model.policy.evaluate_chains(batch.observations, batch.actions).prior_means
         th.testing.assert_close(batch.prior_means, expected, rtol=1e-5, atol=1e-6)
 
 

@@ -132,6 +132,23 @@ def test_milestones(demonstration: tuple[Floats, Floats], size: float) -> None:
     assert (len(after) > len(before)) == (size == 0.6)
 
 
+@pytest.mark.parametrize("thing", [0.0, 0.45, 0.5, 0.55, *np.linspace(0.6, 1.2, 30)])
+def test_time_is_stretched_around_all_decisions(thing: float) -> None:
+    """The hand goes 0.495 at 0.9 of full speed; to go 0.55 beside it takes full speed."""
+    observations, actions = np.zeros((12, 12), np.float32), np.zeros((12, 4), np.float32)
+    observations[:, 0] = 0.9 * STEP * np.arange(12)
+    observations[:, [3, 6, 9]] = observations[-1, 0]
+    actions[:-1, 0], actions[:, 3] = 0.9, np.arange(12)
+    transport = Transport(hand=0, objects=(3,), goal=9, step=STEP)
+    met = elsewhere(observations[0], [0, thing, 0], goal=[0, thing, 0])
+    after, acted = transport(observations, actions, met)
+    assert set(acted[:, 3]) == {*range(12)} and (acted[:, 3] == 11).sum() == 1
+    np.testing.assert_allclose(after[-1, :2], observations[-1, :2] + [0, thing], atol=1e-5)
+    way = after[:, 0] / (0.9 * STEP) - acted[:, 3]  # since the demonstrated step began
+    assert way.min() > -1e-3 and way.max() < 1
+    assert thing > 0.55 or len(after) == 12
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_demonstration_carried_over_succeeds_there(seed: int) -> None:
     """Its actions, without looking, reach thing and goal; those demonstrated elsewhere do not."""
@@ -204,6 +221,8 @@ def test_shapes_that_do_not_fit(demonstration: tuple[Floats, Floats]) -> None:
         TRANSPORT(observations[:, :11], actions, observations[0, :11])
     with pytest.raises(ValueError, match=r"expected \(12,\), as demonstrated"):
         TRANSPORT(observations, actions, observations[0, :11])
+    with pytest.raises(ValueError, match=r"\['state'\], expected one vector"):
+        TRANSPORT({"state": observations}, actions, {"state": observations[0]})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least 3 actions"):
         TRANSPORT(observations, actions[:, :2], observations[0])
 
@@ -282,6 +301,58 @@ def test_demonstrations_in_the_scenes_met(wrap: Any, normalize: bool) -> None:
     assert len(goals) == len(np.unique(met[:, 9:].round(4), axis=0))
     assert actions.shape[1] == (8 if wrap is chunked else 4)
     assert np.abs(actions).max() <= 1
+
+
+class OtherEnv(CarryEnv):
+    """
+    Its observations are dictionaries, with an image beside what a hand does.
+
+    :param place: of the thing, other than in the demonstrations
+    """
+
+    def __init__(self, place: float = 0.3):
+        super().__init__()
+        self.place, camera = place, spaces.Box(0, 255, (36, 36, 3), np.uint8)
+        parts = {"state": self.observation_space, "camera": camera}
+        self.observation_space = spaces.Dict(parts)  # type: ignore[assignment]
+
+    def _observed(self) -> Any:
+        self.thing[1] = self.place
+        return {"state": super()._observed(), "camera": np.full((36, 36, 3), self.t, np.uint8)}
+
+
+@pytest.mark.parametrize("wrap", [None, history], ids=["steps", "history"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_function_of_ones_own_gets_what_the_env_shows(wrap: Any, normalize: bool) -> None:
+    """In dictionaries, and exactly, where the policy's own observations are normalised and cut."""
+    met = []
+
+    def own(observations: Any, actions: Floats, first: Any) -> tuple[Any, Floats]:
+        met.append(first)
+        return {**observations, "state": observations["state"] + 0 * first["state"]}, actions
+
+    plain = demonstrated()
+    camera = np.zeros((plain.n_decisions, 36, 36, 3), np.uint8)
+    seen: Any = {"state": np.asarray(plain.observations), "camera": camera}
+    env: Any = make_vec_env(OtherEnv, n_envs=2, wrapper_class=wrap)
+    model = DiffusionPPO(
+        "policy",
+        VecNormalize(env, norm_obs_keys=["state"]) if normalize else env,
+        n_steps=61,
+        batch_size=61,
+        n_epochs=1,
+        beta=0.0,
+        imitation={"context": 1.0, "transport": own, "batch_size": 8},
+        policy_kwargs={"net_arch": [8], "features_extractor_kwargs": {"cnn_output_dim": 8}},
+    )
+    model.pretrain(plain.with_observations(seen), gradient_steps=2, warmup_steps=1)
+    model.learn(2 * 61)
+    expected = np.array([0, 0, 0, 0.4, 0.3, -0.2, 0, -0.6, -0.2, 0.4, 0.5, 0], np.float32)
+    assert len(met) == 4  # of each env's first two episodes
+    for first in met:
+        np.testing.assert_array_equal(first["state"], expected)
+        assert first["camera"].size == 36 * 36 * 3 and not first["camera"].any()
+    assert model.imitation_buffer.batches("context", model.policy) is not None
 
 
 def test_the_policy_learns_to_act_in_the_scenes_met() -> None:

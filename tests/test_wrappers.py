@@ -171,8 +171,10 @@ def test_advantages_discount_by_decision_and_look_beyond_time_limits(truncates: 
     env = ActionChunkWrapper(CountEnv(truncates=truncates), n, gamma=g)
     gamma = env.decision_gamma
     model = DiffusionPPO("policy", env, gamma=gamma, gae_lambda=1.0, n_epochs=1, **SMALL)
-    model.policy.predict_values = lambda obs: th.full((len(obs), 1), 5.0)  # type: ignore[method-assign]
-    model.policy._values = lambda obs: th.full((len(obs), 1), 5.0)  # type: ignore[method-assign]
+    with th.no_grad():
+        for parameter in model.policy.value_net.parameters():
+            parameter.zero_()
+        next(reversed(list(model.policy.value_net.parameters()))).fill_(5.0)
     model.policy.set_training_mode(False)
     _, callback = model._setup_learn(6)
     model.collect_rollouts(model.env, callback, model.rollout_buffer, 6)  # type: ignore[arg-type]

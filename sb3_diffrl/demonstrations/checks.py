@@ -110,7 +110,8 @@ def check_actions(actions: Source, space: spaces.Space[Any]) -> None:
 
 def check_values(name: str, array: Source, space: spaces.Space[Any]) -> None:
     """
-    Check shape and finiteness against a space, and that discrete values lie in it.
+    Check shape and finiteness against a space, that images are whole numbers, and that discrete
+    values lie in it.
 
     :param name: of the field
     :param array: ``(M, ...)``
@@ -122,15 +123,23 @@ def check_values(name: str, array: Source, space: spaces.Space[Any]) -> None:
             f"{name}[0]: shape {array.shape[1:]}, expected {shape} in an array of shape "
             f"(M, {inner(shape)}); reshape or transpose it to the space of the environment"
         )
+    if _is_image(space) and array.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name}: dtype {array.dtype}, expected integers from 0 to 255 (uint8), as the image "
+            "space has, for they are divided by 255 later; multiply images in [0, 1] by 255, round "
+            "and cast them to uint8"
+        )
     check_finite(name, array)
-    if isinstance(space, spaces.Discrete):
-        low, high = int(space.start), int(space.start + space.n - 1)
+    bounds = _integer_bounds(space)
+    if bounds is not None:
+        low, high = bounds
         _refuse_first(
             name,
             array,
             lambda x: (x < low) | (x > high) | (x != np.rint(x)),
-            lambda _: (
-                f"expected an integer from {low} to {high}, as the observation space {space} has"
+            lambda entry: (
+                f"expected an integer from {low[entry]} to {high[entry]}, as the observation space "
+                f"{space} has"
             ),
         )
 
@@ -169,6 +178,24 @@ def check_bounds(name: str, array: Source, space: spaces.Box) -> None:
     )
 
 
+def _is_image(space: spaces.Space[Any]) -> bool:
+    """As SB3's ``is_image_space``: what is divided by 255 before the network sees it."""
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
+
+
+def _integer_bounds(space: spaces.Space[Any]) -> tuple[Array, Array] | None:
+    """Smallest and largest value of each entry of a discrete space, else None."""
+    if isinstance(space, spaces.Discrete):
+        low, n = np.asarray(space.start), np.asarray(space.n)
+    elif isinstance(space, spaces.MultiDiscrete):
+        low, n = space.start, space.nvec
+    elif isinstance(space, spaces.MultiBinary):
+        low, n = np.zeros(space.shape, np.int64), np.full(space.shape, 2)
+    else:
+        return None
+    return low, low + n - 1
+
+
 def _refuse_first(
     name: str,
     array: Source,
@@ -181,6 +208,6 @@ def _refuse_first(
         if bad.any():
             row, *entry = map(int, np.unravel_index(int(np.argmax(bad)), bad.shape))
             raise ValueError(
-                f"{name}[{inner((start + row, *entry))}] = {chunk[(row, *entry)]:.6g}, "
+                f"{name}[{inner((start + row, *entry))}] = {float(chunk[(row, *entry)]):.6g}, "
                 + expectation(tuple(entry))
             )

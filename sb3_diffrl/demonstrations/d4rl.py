@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sb3_diffrl.demonstrations.arrays import ConvertedArray, is_lazy
 from sb3_diffrl.demonstrations.files import load_npz
 from sb3_diffrl.demonstrations.hdf5 import HDF5Array, open_file
 
@@ -44,9 +45,7 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any]) -> Demonstrations:
             successes = np.logical_or.reduceat(_flags(name, key, arrays, m), starts)
             break
     try:
-        return Demonstrations(
-            arrays["observations"], actions, ends, arrays.get("rewards"), successes
-        )
+        return Demonstrations(arrays["observations"], actions, ends, _rewards(arrays, m), successes)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 
@@ -62,6 +61,13 @@ def _open(path: Path) -> Mapping[str, Any]:
 
     open_file(path).visititems(visit)
     return arrays
+
+
+def _rewards(arrays: Mapping[str, Any], m: int) -> Any:
+    rewards = arrays.get("rewards")
+    if rewards is None or np.shape(rewards) != (m, 1):
+        return rewards
+    return ConvertedArray(rewards, np.ravel) if is_lazy(rewards) else np.ravel(rewards)
 
 
 def _flags(name: str, key: str, arrays: Mapping[str, Any], m: int) -> np.ndarray:

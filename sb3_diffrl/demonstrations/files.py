@@ -40,20 +40,28 @@ def save(
     demonstrations: Demonstrations, path: str | os.PathLike[str], progress_bar: bool = False
 ) -> Path:
     """See :meth:`Demonstrations.save`."""
-    target = with_suffix(path)
+    path = with_suffix(path)
+    target = path.resolve()  # what a link points to is replaced, not the link
+    is_folder = path.suffix != ".npz"
+    if target.exists() and target.is_dir() != is_folder:
+        found, expected = ("file", "folder") if is_folder else ("folder", "file")
+        raise ValueError(
+            f"{path}: there is a {found} of this name, expected none or a {expected} to replace; "
+            "remove it or choose another name"
+        )
     arrays = _to_arrays(demonstrations)
     for name, array in arrays.items():
         if array.dtype.hasobject:
             raise ValueError(f"{name}: dtype object cannot be saved without pickle")
     target.parent.mkdir(parents=True, exist_ok=True)
     with _in_place_of(target) as temporary:
-        if target.suffix == ".npz":
+        if is_folder:
+            _write_folder(temporary, arrays, progress_bar)
+        else:
             with temporary.open("wb") as file:
                 loaded: Any = {name: np.asarray(array) for name, array in arrays.items()}
                 np.savez_compressed(file, **loaded)
-        else:
-            _write_folder(temporary, arrays, progress_bar)
-    return target
+    return path
 
 
 def read_npz(path: str | os.PathLike[str]) -> Demonstrations:
@@ -183,15 +191,27 @@ def _write_folder(folder: Path, arrays: dict[str, Source], progress_bar: bool) -
 def _in_place_of(target: Path) -> Iterator[Path]:
     """A path beside the target that replaces it, file or folder, where all went well."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
     try:
         yield temporary
         if target.is_dir():
-            target.rename(old)
-        temporary.replace(target)
+            _replace_folder(temporary, target)
+        else:
+            temporary.replace(target)
     finally:
-        for left in (temporary, old):
-            if left.is_dir():
-                shutil.rmtree(left)
-            else:
-                left.unlink(missing_ok=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _replace_folder(new: Path, target: Path) -> None:
+    """Move a folder to where another is; the other stays until that is done."""
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    try:
+        target.rename(old)
+        new.replace(target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old)

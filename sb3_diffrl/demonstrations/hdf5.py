@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def open_file(path: str | os.PathLike[str]) -> h5py.File:
     """
-    Open for reading, once; the last few files stay open.
+    Open for reading, once; the last few files stay open, and so locked for writers, until
+    :func:`close_files`. They are locked as h5py does by default, for HDF5 lets a process open a
+    file twice, as users or Minari may, only where both ask for the same.
 
     :param path: of the file
     :return: the open file
@@ -42,6 +44,11 @@ def _open(path: Path, *version: int) -> h5py.File:
         return h5py.File(path, "r")
     except OSError as error:
         raise ValueError(f"{path}: truncated, corrupt or no HDF5 file ({error})") from error
+
+
+def close_files() -> None:
+    """Close the files that stay open; they are opened again where they are read again."""
+    _open.cache_clear()
 
 
 def dataset(path: str | os.PathLike[str], key: str) -> h5py.Dataset:

@@ -82,12 +82,10 @@ def read(
         if key.startswith(_OBSERVATION) and feature["dtype"] != "video"
     ]
     named = names_of(
-        default if observation_keys is None else observation_keys,
+        _short_names(default if observation_keys is None else observation_keys),
         list(features),
         str(dataset.info_path),
     )
-    if not isinstance(observation_keys, Mapping):
-        named = {key: key.removeprefix(_OBSERVATION).replace(".", "_") for key in named}
     if action_key not in features:
         raise ValueError(
             f"{dataset.info_path}: no feature {action_key!r}; found {sorted(features)}"
@@ -275,6 +273,13 @@ class _Dataset:
                 f"{self.root}/data: {there} frames, expected {needed}, as meta/episodes says"
             )
         return blocks
+
+
+def _short_names(keys: str | Sequence[str] | Mapping[str, str]) -> Mapping[str, str]:
+    if isinstance(keys, Mapping):
+        return keys
+    chosen = [keys] if isinstance(keys, str) else keys
+    return {key: key.removeprefix(_OBSERVATION).replace(".", "_") for key in chosen}
 
 
 def _task(meta: dict[str, Any]) -> str:

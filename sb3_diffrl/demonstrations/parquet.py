@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sb3_diffrl.demonstrations.arrays import Array, Cache, LazyArray, Rows
+from sb3_diffrl.demonstrations.checks import inner
 from sb3_diffrl.demonstrations.images import decode_image
 from sb3_diffrl.demonstrations.reading import checked
 
@@ -106,21 +107,35 @@ class ParquetArray(_Column):
     def _values(self, block: int) -> Array:
         column, where = self._load(block), self._where(block)
         width = math.prod(self.entry)
-        flat = column
-        while hasattr(flat.type, "value_type"):  # a list
-            flat = flat.flatten()
-        if len(flat) != len(column) * width:
-            lengths = [np.size(entry) for entry in column.to_pylist()]
-            bad = next((i for i, n in enumerate(lengths) if n != width), 0)
-            raise ValueError(
-                f"{where}[{bad}]: {lengths[bad]} numbers, expected {width}, the shape "
-                f"{self.entry} that the metadata says"
-            )
+        flat = self._flat(column, where)
         if flat.null_count:
             bad = flat.is_null().index(True).as_py()
             raise ValueError(f"{where}[{bad // width}, {bad % width}] is missing")
         values = flat.to_numpy(zero_copy_only=False)
         return checked(values.reshape(len(column), *self.entry), where)
+
+    def _flat(self, column: Any, where: str) -> Any:
+        """The numbers of all rows, once each list is known to be as long as it must be."""
+        flat, lengths = column, []
+        while hasattr(flat.type, "value_type"):  # a list
+            lengths.append(_lengths(flat))
+            flat = flat.flatten()
+        if not lengths:  # bare numbers
+            lengths = [np.ones(len(flat), np.int64)]
+        # The numbers of an entry lie in one list, or in lists of lists of its shape.
+        sizes = self.entry if len(lengths) == len(self.entry) else (math.prod(self.entry),)
+        if len(lengths) != len(sizes):
+            raise ValueError(f"{where}: {column.type}, expected lists of shape {self.entry}")
+        for level, (found, size) in enumerate(zip(lengths, sizes, strict=True)):
+            wrong = found != size
+            if wrong.any():
+                bad = int(np.argmax(wrong))
+                index = np.unravel_index(bad, (len(column), *sizes[:level]))
+                raise ValueError(
+                    f"{where}[{inner(tuple(map(int, index)))}]: {found[bad]} numbers, expected "
+                    f"{size}, the shape {self.entry} that the metadata says"
+                )
+        return flat
 
     def _rows_of_block(self, block: int, rows: Rows) -> Array:
         return self.cache(block)[rows]
@@ -190,6 +205,13 @@ def read_rows(path: Path, wanted: Callable[[str], bool]) -> list[dict[str, Any]]
         columns=[name for name in file.schema_arrow.names if wanted(name)]
     ).to_pylist()
     return rows
+
+
+def _lengths(lists: Any) -> Array:
+    import pyarrow.compute as pc
+
+    lengths: Array = pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False)
+    return lengths
 
 
 def _open(path: Path) -> Any:

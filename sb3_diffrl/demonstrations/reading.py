@@ -115,6 +115,7 @@ def names_of(keys: Keys, available: Sequence[str], where: str) -> dict[str, str]
     :param available: the keys that there are
     :param where: file, for the message
     :return: the name under which each key is observed
+    :raises ValueError: where a key is not there, or two have one name
     """
     chosen = [keys] if isinstance(keys, str) else available if keys is None else list(keys)
     missing = [key for key in chosen if key not in available]
@@ -124,7 +125,16 @@ def names_of(keys: Keys, available: Sequence[str], where: str) -> dict[str, str]
             if missing
             else f"{where}: no observations to choose from; name at least one key"
         )
-    return dict(keys) if isinstance(keys, Mapping) else {key: key for key in chosen}
+    named = dict(keys) if isinstance(keys, Mapping) else {key: key for key in chosen}
+    key_of: dict[str, str] = {}
+    for key, name in named.items():
+        other = key_of.setdefault(name, key)
+        if other != key:
+            raise ValueError(
+                f"{where}: {other!r} and {key!r} are both to be named {name!r}; give each key a "
+                "name of its own by a mapping of keys to names"
+            )
+    return named
 
 
 def per_episode(values: ArrayLike, episode_ends: NDArray[np.int64]) -> Source:

@@ -10,7 +10,7 @@ import numpy as np
 
 from sb3_diffrl.demonstrations.arrays import ConcatenatedArray
 from sb3_diffrl.demonstrations.dataset import Demonstrations
-from sb3_diffrl.demonstrations.hdf5 import HDF5Array, open_file
+from sb3_diffrl.demonstrations.hdf5 import HDF5Array, close_files, open_file
 from sb3_diffrl.demonstrations.reading import (
     DEFAULT_MEMORY,
     CheckedArray,
@@ -61,7 +61,7 @@ def read(
     successes = None
     if rewards is not None and success_reward is not None:
         successes = [bool(np.max(part[:]) >= success_reward) for part in rewards.parts]
-    return assemble(
+    demonstrations = assemble(
         {name: joined(f"obs/{key}") for key, name in chosen.items()},
         ConcatenatedArray(actions, f"{path}: actions"),
         np.cumsum(lengths),
@@ -73,6 +73,9 @@ def read(
         memory=memory,
         progress_bar=progress_bar,
     )
+    if not demonstrations.is_lazy:
+        close_files()
+    return demonstrations
 
 
 def masks(path: str | os.PathLike[str]) -> dict[str, int]:

@@ -92,5 +92,8 @@ def quantiles(array: Source, levels: tuple[float, float] = QUANTILES) -> tuple[F
     rows = np.arange(len(array))
     if n < len(array):
         rows = np.sort(np.random.default_rng(0).choice(len(array), n, replace=False))
-    low, high = np.quantile(np.asarray(array[rows]), levels, axis=0)
+    sample = np.asarray(array[rows])
+    if sample.dtype == bool:  # which NumPy does not subtract
+        sample = sample.view(np.uint8)
+    low, high = np.quantile(sample, levels, axis=0)
     return low, high

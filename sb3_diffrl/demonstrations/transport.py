@@ -8,7 +8,7 @@ accordingly: wherever the thing was met, the hand goes there and then does what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
@@ -22,6 +22,8 @@ Floats = NDArray[np.float32]
 
 STANDSTILL = 0.02
 """Part of ``step`` that counts for a step in which the hand does not move: no way is zero."""
+SIMULTANEOUS = 1e-4
+"""Part of a step by which times differ that are the same but for rounding."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class Transport:
         the goal is at the end. In between, the displacement grows in proportion to the demonstrated
         way in the plane of the first two axes, so that what was straight above something stays
         above it. Objects stand where they were met, and move with the hand's displacement once
-        touched. Where the hand would have to be faster than it can be, it takes more steps.
+        touched. Where the hand would have to be faster than it can be, it takes more steps,
+        each of which repeats the action of the demonstrated step that is under way.
 
         :param observations: of a demonstration, ``(T, F)``
         :param actions: its actions, ``(T, A)``
@@ -125,17 +128,24 @@ class Transport:
         stretch = np.maximum(1, np.abs(actions[:, :3]).max(axis=1) / np.maximum(1, speed))
         actions[:, :3] /= stretch[:, None]
         times = np.concatenate([[0], np.cumsum(stretch)[:-1]])
-        steps = np.interp(np.arange(int(times[-1]) + 1), times, np.arange(len(times)))
-        below = steps.astype(int)
+        clock = np.arange(np.ceil(times[-1] - SIMULTANEOUS) + 1)
+        below = np.searchsorted(times, clock + SIMULTANEOUS, side="right") - 1
         above = np.minimum(below + 1, len(times) - 1)
-        weight = (steps - below)[:, None]
+        steps = np.interp(clock, times, np.arange(len(times)))
+        weight = np.maximum(steps - below, 0)[:, None]
         there = (1 - weight) * observations[below] + weight * observations[above]
         n = self.previous
         there[1:, n : 2 * n] = there[:-1, :n]
         there[:1, n : 2 * n] = there[:1, :n]
         return there.astype(np.float32), actions[below].astype(np.float32)
 
-    def _check(self, observations: Floats, actions: Floats, met: Floats) -> None:
+    def _check(self, observations: Any, actions: Floats, met: Floats) -> None:
+        if isinstance(observations, dict):
+            raise ValueError(
+                f"transport: a dictionary of observations, {[*observations]}, expected one vector. "
+                "Give a function (observations, actions, met) of your own, which may call a "
+                "Transport with one of the entries."
+            )
         size = max(self.hand + 3, *(at + 3 for at in self.objects), 2 * self.previous)
         size = max(size, 0 if self.goal is None else self.goal + 3)
         if observations.ndim != 2 or observations.shape[1] < size or actions.ndim != 2:
@@ -171,7 +181,7 @@ def as_transport(spec: Any) -> Callable[..., tuple[Any, NDArray[Any]]] | None:
 def carry_over(
     demonstrations: Demonstrations,
     transport: Callable[..., tuple[Any, NDArray[Any]]],
-    met: NDArray[Any],
+    met: Iterable[Any],
     drawn: Sequence[int],
 ) -> Demonstrations:
     """
@@ -179,7 +189,7 @@ def carry_over(
 
     :param demonstrations: in environment steps and the env's own units
     :param transport: see :class:`Transport`
-    :param met: first observations of ``N`` episodes, ``(N, F)`` in the env's own units
+    :param met: first observations of ``N`` episodes, each in the env's own units
     :param drawn: for each the number of the demonstration
     :return: ``N`` demonstrations in environment steps
     """

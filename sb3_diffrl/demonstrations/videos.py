@@ -75,13 +75,14 @@ def _frames(clip: Clip, indices: Rows) -> Iterator[Array]:
             decoded: Iterator[Any] = iter(())
             now = -np.inf
             frame = None
+            half = 0.5 / clip.fps
             for index in indices:
                 wanted = clip.start + index / clip.fps
-                if not now - 0.5 / clip.fps <= wanted < now + _SEEK_SECONDS:
+                if not now - half <= wanted < now + _SEEK_SECONDS:
                     container.seek(int(wanted / stream.time_base), stream=stream)
                     decoded = container.decode(stream)
                     now, frame = -np.inf, None
-                while frame is None or now < wanted - 0.5 / clip.fps:
+                while frame is None or now < wanted - half:
                     frame = next(decoded, None)
                     if frame is None:
                         raise ValueError(
@@ -89,6 +90,13 @@ def _frames(clip: Clip, indices: Rows) -> Iterator[Array]:
                             f"{clip.start:g} s; it is truncated"
                         )
                     now = frame.time
+                if now > wanted + half:
+                    raise ValueError(
+                        f"{clip.path}: frame {index} of a clip that begins at {clip.start:g} s is "
+                        f"missing: expected at {wanted:.3f} s, the next one is at {now:.3f} s, "
+                        f"more than half a frame away at {clip.fps:g} frames per second, as the "
+                        "metadata says; mend the video or drop its episode"
+                    )
                 yield frame.to_ndarray(format="rgb24")
     except av.error.FFmpegError as error:
         raise ValueError(f"{clip.path}: no video that can be decoded ({error})") from error

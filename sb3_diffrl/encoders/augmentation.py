@@ -32,15 +32,18 @@ def random_crop(images: th.Tensor, size: tuple[int, int]) -> th.Tensor:
 def color_jitter(images: th.Tensor, strength: float) -> th.Tensor:
     """
     Brightness, contrast and saturation multiplied by factors from ``1 - strength`` to ``1 +
-    strength``.
+    strength``, the same for all frames that an image stacks.
 
-    :param images: ``(B, C, H, W)`` in [0, 1]
+    :param images: ``(B, C, H, W)`` in [0, 1]; frames of three channels, or of one where ``C`` is no
+        multiple of three
     :param strength: 0 (none) to 1
     :return: the same shape, in [0, 1]
     """
-    shape = 3, len(images), 1, 1, 1
+    shape = 3, len(images), 1, 1, 1, 1
     factors = 1 + strength * (2 * th.rand(shape, device=images.device) - 1)
     brightness, contrast, saturation = factors.unbind()
-    images = images * brightness
-    images = th.lerp(images.mean(dim=(1, 2, 3), keepdim=True), images, contrast)
-    return th.lerp(images.mean(dim=1, keepdim=True), images, saturation).clamp(0, 1)
+    n_channels = 3 if images.shape[1] % 3 == 0 else 1
+    frames = images.unflatten(1, (-1, n_channels)) * brightness
+    frames = th.lerp(frames.mean(dim=(2, 3, 4), keepdim=True), frames, contrast)
+    frames = th.lerp(frames.mean(dim=2, keepdim=True), frames, saturation)
+    return frames.clamp(0, 1).flatten(1, 2)

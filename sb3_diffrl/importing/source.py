@@ -12,6 +12,8 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_diffrl.diffusion_ppo import DiffusionPPO
+from sb3_diffrl.wrappers import ActionChunkWrapper, ObservationHistoryWrapper
+from sb3_diffrl.wrappers.records import WrapperRecord
 
 # An entry that varies less than this part of its size is constant: single precision tells its
 # values from one another hardly, if at all.
@@ -111,6 +113,15 @@ class SourcePolicy:
         """Number ``d`` of entries of one observation."""
         return sum(len(part.mean) for part in self.observations.values())
 
+    def env_wrappers(self) -> list[WrapperRecord]:
+        """:return: of an env with the spaces of the model without one, innermost first"""
+        return [
+            ObservationHistoryWrapper.record(n_observations=self.n_observations),
+            ActionChunkWrapper.record(
+                horizon=self.horizon, n_executed=self.n_executed, start=self.start
+            ),
+        ]
+
     def observation_space(self) -> spaces.Box:
         """:return: of the model without an env: all parts side by side, ``(n, d)``"""
         return spaces.Box(-np.inf, np.inf, (self.n_observations, self.n_entries))
@@ -158,6 +169,7 @@ def build(
         )
         model.observation_space = source.observation_space()
         model.action_space = source.action_space()
+        model.env_wrappers = source.env_wrappers()
         model.n_envs = 1
         model._setup_model()
     else:

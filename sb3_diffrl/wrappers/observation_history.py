@@ -64,6 +64,18 @@ def map_parts(function: Callable[[np.ndarray], np.ndarray], observation: Any) ->
     return function(observation)
 
 
+def newest(history: np.ndarray, n_observations: int) -> np.ndarray:
+    """
+    :param history: ``(n, *shape)``, images as one image
+    :param n_observations: number ``n`` of observations in it
+    :return: ``(*shape)`` the last of them
+    """
+    if history.ndim != 3 or history.dtype != np.uint8:
+        return history[-1]
+    channels = int(np.argmin(history.shape))  # as Stable-Baselines3 tells which end they are
+    return np.split(history, n_observations, axis=channels)[-1]
+
+
 def _lay_out(space: spaces.Space) -> spaces.Space:
     if not isinstance(space, spaces.Box):
         return space

@@ -16,9 +16,22 @@ class RecordedWrapper(gym.Wrapper[Any, Any, Any, Any]):
     @property
     def env_wrappers(self) -> list[WrapperRecord]:
         """The wrappers of this kind from the innermost on, each as ``{name, arguments}``."""
-        names = [*inspect.signature(type(self).__init__).parameters][2:]  # without self and env
-        arguments = {name: getattr(self, name) for name in names}
-        return [*recorded_wrappers(self.env), {"name": type(self).__name__, "arguments": arguments}]
+        arguments = {name: getattr(self, name) for name in _parameters(type(self))}
+        return [*recorded_wrappers(self.env), self.record(**arguments)]
+
+    @classmethod
+    def record(cls, **arguments: Any) -> WrapperRecord:
+        """
+        :param arguments: of the wrapper, without those that have their default value
+        :return: ``{name, arguments}``, as one around an env has it in :attr:`env_wrappers`
+        """
+        defaults = {name: parameter.default for name, parameter in _parameters(cls).items()}
+        return {"name": cls.__name__, "arguments": {**defaults, **arguments}}
+
+
+def _parameters(wrapper: type[RecordedWrapper]) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(wrapper.__init__).parameters
+    return dict([*parameters.items()][2:])  # without self and env
 
 
 def recorded_wrappers(env: gym.Env | VecEnv | None) -> list[WrapperRecord]:
