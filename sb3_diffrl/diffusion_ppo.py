@@ -813,8 +813,14 @@ class DiffusionPPO(PPO):
         :param args: as in SB3
         :param kwargs: as in SB3
         :return: the model
-        :raises ValueError: where the spaces of an env are not the model's, saying how to mend it
+        :raises ValueError: where the spaces of an env are not the model's, saying how to mend it,
+            and for a ``prior``
         """
+        if "prior" in kwargs:
+            raise ValueError(
+                "load() takes no prior, for the model has its own; model.set_prior(policy) sets "
+                "another."
+            )
         with mending_spaces():
             model = super().load(path, *args, **kwargs)
         model._record_wrappers()

@@ -18,18 +18,28 @@ def hand_over_statistics(normalizer: ObservationNormalizer, env: VecNormalize) -
 
     :param normalizer: fitted to the demonstrations; becomes the identity where the env takes over
     :param env: wrapper whose ``obs_rms`` is replaced
+    :raises ValueError: where the env's observations are changed after it normalised them
     """
 
-    def frozen(standardizer: Standardizer) -> FrozenMeanStd:
+    def frozen(standardizer: Standardizer, moving: RunningMeanStd) -> FrozenMeanStd:
+        if standardizer.mean.shape != moving.mean.shape:
+            raise ValueError(
+                f"VecNormalize normalises observations of shape {moving.mean.shape}, and the "
+                f"policy sees {tuple(standardizer.mean.shape)}: put VecNormalize around the other "
+                "wrappers, VecNormalize(VecFrameStack(env, 4)), or use norm_obs=False."
+            )
         statistics = FrozenMeanStd()
         statistics.mean, statistics.var = standardizer.hand_over()
         return statistics
 
     if isinstance(env.observation_space, spaces.Dict):
         assert isinstance(env.obs_rms, dict)
-        env.obs_rms = {key: frozen(normalizer.standardizer(key)) for key in env.obs_rms}
+        env.obs_rms = {
+            key: frozen(normalizer.standardizer(key), moving) for key, moving in env.obs_rms.items()
+        }
     else:
-        env.obs_rms = frozen(normalizer.standardizer())  # type: ignore[assignment]  # Dict alone
+        moving: Any = env.obs_rms
+        env.obs_rms = frozen(normalizer.standardizer(), moving)  # type: ignore[assignment]  # Dict alone
 
 
 def hold_statistics(env: VecNormalize) -> bool:

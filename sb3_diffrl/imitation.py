@@ -34,7 +34,7 @@ ImitationSpec = ScheduleSpec | Mapping[str, Any]
 @dataclass
 class Imitation:
     """
-    The weights of the three terms; each a number, string, mapping or schedule.
+    The weights of the three terms, as :meth:`parse` makes them of numbers, strings and mappings.
 
     :param demonstrations: weight of the loss on demonstrations
     :param context: weight of the loss on demonstrations in contexts met online

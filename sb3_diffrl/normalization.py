@@ -134,6 +134,11 @@ class Standardizer(nn.Module):
         return ((observations - self.mean) / self.scale).clamp(-self.limit, self.limit)
 
 
+def _name(key: str) -> str:
+    """Of a module: without dots, and not one that ``ModuleDict`` has a method of."""
+    return "obs_" + key.replace(".", "/")
+
+
 class ObservationNormalizer(nn.Module):
     """
     Standardises each vector-valued Box observation; images and discrete observations pass
@@ -147,7 +152,7 @@ class ObservationNormalizer(nn.Module):
         parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
         self.standardizers = nn.ModuleDict(
             {
-                f"obs_{key}": Standardizer(part)
+                _name(key): Standardizer(part)
                 for key, part in parts.items()
                 if isinstance(part, spaces.Box) and not is_image_space(part)
             }
@@ -171,7 +176,7 @@ class ObservationNormalizer(nn.Module):
         check_normalization(normalization)
         parts = observations if isinstance(observations, Mapping) else {"": observations}
         for key, part in parts.items():
-            if f"obs_{key}" in self.standardizers:
+            if _name(key) in self.standardizers:
                 self.standardizer(key).fit(part, scale_floor, limit, normalization)
 
     @property
@@ -207,7 +212,7 @@ class ObservationNormalizer(nn.Module):
         return self._replace("", observations, contexts)
 
     def _replace(self, key: str, part: th.Tensor, context: th.Tensor) -> th.Tensor:
-        if f"obs_{key}" not in self.standardizers:
+        if _name(key) not in self.standardizers:
             return part
         return th.where(self.standardizer(key).near_constant > 0.5, context, part)
 
@@ -216,9 +221,9 @@ class ObservationNormalizer(nn.Module):
         :param key: key of a Dict observation
         :return: what standardises it
         """
-        standardizer = self.standardizers[f"obs_{key}"]
+        standardizer = self.standardizers[_name(key)]
         assert isinstance(standardizer, Standardizer)
         return standardizer
 
     def _normalize(self, key: str, part: th.Tensor) -> th.Tensor:
-        return self.standardizer(key)(part) if f"obs_{key}" in self.standardizers else part
+        return self.standardizer(key)(part) if _name(key) in self.standardizers else part

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
-from sb3_diffrl import DiffusionPPO
+from sb3_diffrl import Demonstrations, DiffusionPPO
+from sb3_diffrl.normalization import ObservationNormalizer
 from tests.envs import ASYMMETRIC, TargetEnv, counting, demonstrations, several
 from tests.models import POLICY_KWARGS, SMALL_DICTS, make_model, same_state, state_of, with_prior
 
@@ -151,3 +153,34 @@ def test_parameters_are_got_and_set() -> None:
     model.set_parameters(part, exact_match=False)
     with pytest.raises(ValueError, match="invalid object name"):
         model.set_parameters(unknown, exact_match=False)
+
+
+def test_frames_that_are_stacked_after_normalising_are_refused() -> None:
+    model = make_model(VecFrameStack(VecNormalize(several(2)), 2))
+    with pytest.raises(ValueError, match=r"put VecNormalize around the other wrappers"):
+        model.pretrain(model_demonstrations(model), gradient_steps=2)
+
+
+def model_demonstrations(model: DiffusionPPO) -> Demonstrations:
+    """As many as pre-training wants, of the model's spaces."""
+    rng = np.random.default_rng(0)
+    assert model.observation_space.shape is not None
+    observations = rng.uniform(-1, 1, (40, *model.observation_space.shape)).astype(np.float32)
+    actions = rng.uniform(-1, 1, (40, 2)).astype(np.float32)
+    return Demonstrations.from_arrays(observations, actions, episode_ends=[20, 40])
+
+
+def test_keys_of_observations_may_have_dots() -> None:
+    part = spaces.Box(-1, 1, (3,))
+    normalizer = ObservationNormalizer(spaces.Dict({"observation.state": part, "keys": part}))
+    seen = {key: np.full((4, 3), 2.0, np.float32) for key in ("observation.state", "keys")}
+    normalizer.fit(seen)
+    normalized = normalizer({key: th.as_tensor(array) for key, array in seen.items()})
+    assert isinstance(normalized, dict)
+    assert all(not part.any() for part in normalized.values())
+
+
+def test_load_takes_no_prior(tmp_path: Path) -> None:
+    make_model().save(tmp_path / "model.zip")
+    with pytest.raises(ValueError, match=r"load\(\) takes no prior"):
+        DiffusionPPO.load(tmp_path / "model.zip", prior="other.zip")
