@@ -12,7 +12,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs
 from stable_baselines3.common.type_aliases import Schedule as ProgressSchedule
@@ -66,6 +66,16 @@ log = logging.getLogger(__name__)
 CPU_CACHE_ROWS = 2_000
 
 
+class EnvStepCounter(BaseCallback):
+    """Counts the env steps, of which a chunk takes several, before other callbacks look."""
+
+    def _on_step(self) -> bool:
+        model, infos = self.model, self.locals["infos"]
+        assert isinstance(model, DiffusionPPO)
+        model.env_steps += sum(info.get("env_steps", 1) for info in infos)
+        return True
+
+
 class DiffusionPPO(PPO):
     """
     Diffusion policy fine-tuned online by PPO: maximises ``E[R] - beta * KL(policy || prior)``
@@ -87,7 +97,7 @@ class DiffusionPPO(PPO):
     :param imitation: weight of the denoising loss that goes on during RL, or a mapping of its
         terms, see :mod:`sb3_diffrl.imitation`
     :param performance_target: performance at which the improvement of adaptive schedules is 1; by
-        default 1 for success rates, and required where the env reports returns only
+        default 1 for success rates, and required by them where the env reports returns only
     :param gamma_denoise: discount of the advantage per denoising step still to go
     :param advantage_floor: smallest standard deviation by which advantages are divided. Where every
         episode succeeds their spread is noise, which normalisation would blow up until the policy
@@ -196,6 +206,7 @@ class DiffusionPPO(PPO):
         with mending_spaces():
             super().set_env(env, force_reset)
         self._record_wrappers()
+        self._hold_statistics()
 
     def _record_wrappers(self) -> None:
         """Follow the env's wrappers, where it has any."""
@@ -258,7 +269,10 @@ class DiffusionPPO(PPO):
         )
         if self._total_timesteps > 0:
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-        return prepared
+        total, callbacks = prepared
+        counted = CallbackList([EnvStepCounter(), callbacks])
+        counted.init_callback(self)
+        return total, counted
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "policy.critic_optimizer"], []
@@ -281,18 +295,23 @@ class DiffusionPPO(PPO):
         self._forget_improvement()
 
     def _hold_statistics(self) -> None:
-        """Let the env normalise by the prior's statistics, or else by its own, and hold them."""
+        """
+        Of a policy with a prior: let the env normalise by its statistics, or else by its own, and
+        hold them.
+        """
         env, normalizer = self._vec_normalize_env, self.policy.actor.normalizer
-        if env is None or not env.norm_obs:
+        normalizes = env is not None and env.norm_obs
+        if self.env is None or not self.policy.has_prior:
             return
-        if not normalizer.is_identity:
+        if env is not None and normalizes and not normalizer.is_identity:
             hand_over_statistics(normalizer, env)
-            self.policy.freeze_prior()
-        elif hold_statistics(env):
+            self.policy.prior.normalizer.load_state_dict(normalizer.state_dict())
+        elif (env is not None and normalizes and hold_statistics(env)) or (
+            not normalizes and normalizer.was_handed_over
+        ):
             log.warning(
-                "The prior has no observation statistics, and the env's VecNormalize has seen no "
-                "observations: give it those that the prior was trained under, "
-                "VecNormalize.load(path, env)."
+                "The model's observation statistics are those of the VecNormalize that it was "
+                "trained under, and the env has others or none: VecNormalize.load(path, env)."
             )
 
     def set_demonstrations(self, demonstrations: Demonstrations) -> None:
@@ -455,13 +474,10 @@ class DiffusionPPO(PPO):
         self, infos: list[dict[str, Any]], dones: np.ndarray | None = None
     ) -> None:
         """
-        SB3's hook after every ``env.step``; counts the env steps, of which a chunk takes several,
-        and keeps what the method needs of them.
+        SB3's hook after every ``env.step``; keeps what the method needs of it.
         """
         super()._update_info_buffer(infos, dones)
         self._keep_scenes()
-        self.env_steps += self.n_envs
-        self.env_steps += sum(info["env_steps"] - 1 for info in infos if "env_steps" in info)
         if dones is not None and not self.rollout_buffer.full:
             for i, info in enumerate(infos):
                 outcome = int(dones[i]) * (1 + bool(info.get("is_success", False)))
@@ -480,11 +496,11 @@ class DiffusionPPO(PPO):
             target = 1.0 if target is None else target
         elif self.ep_info_buffer:
             performance = float(safe_mean([info["r"] for info in self.ep_info_buffer]))
-            if target is None and self._needs_improvement():
+            waiting = self._waiting_for_improvement()
+            if target is None and waiting:
                 raise ValueError(
-                    f"beta={self.beta}, mixing={self.mixing}, imitation={self.imitation}: the env "
-                    'reports no success (info["is_success"]), so the improvement needs '
-                    "performance_target=, the return that counts as solved. "
+                    f'{", ".join(waiting)}: the env reports no success (info["is_success"]), so '
+                    "the improvement needs performance_target=, the return that counts as solved. "
                     "Or use schedules without it, e.g. beta=0.1."
                 )
         self.improvement.target = target
@@ -501,7 +517,7 @@ class DiffusionPPO(PPO):
         silent = {
             "the env has no Monitor, so that adaptive schedules see no performance; use "
             "VecMonitor(env)": (
-                self._needs_improvement() and not successes and not self.ep_info_buffer
+                bool(self._waiting_for_improvement()) and not successes and not self.ep_info_buffer
             ),
             'imitation of own successes has none: the env reports no info["is_success"]': (
                 self._imitates("successes") and not successes
@@ -516,12 +532,12 @@ class DiffusionPPO(PPO):
             self._told.add(text)
             log.warning("%s.", text)
 
-    def _needs_improvement(self) -> bool:
-        imitation = (getattr(self.imitation, term) for term in self.imitation.terms)
-        schedules = (self.beta, self.mixing, *imitation)
-        return bool(self.policy.has_prior) and any(
-            isinstance(schedule, Adaptive | Gated) for schedule in schedules
-        )
+    def _waiting_for_improvement(self) -> list[str]:
+        """The schedules that look at the improvement, by knob."""
+        knobs = {"beta": self.beta, "mixing": self.mixing}
+        knobs |= {f"imitation {term}": getattr(self.imitation, term) for term in Imitation.terms}
+        found = [f"{name}={of}" for name, of in knobs.items() if isinstance(of, Adaptive | Gated)]
+        return found if self.policy.has_prior else []
 
     def predict(
         self,
@@ -824,6 +840,7 @@ class DiffusionPPO(PPO):
         with mending_spaces():
             model = super().load(path, *args, **kwargs)
         model._record_wrappers()
+        model._hold_statistics()
         if model._random_state is not None and "seed" not in kwargs:
             set_random_state(model._random_state)
         return model

@@ -150,13 +150,13 @@ class ObservationNormalizer(nn.Module):
     def __init__(self, space: spaces.Space):
         super().__init__()
         parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
-        self.standardizers = nn.ModuleDict(
-            {
-                _name(key): Standardizer(part)
-                for key, part in parts.items()
-                if isinstance(part, spaces.Box) and not is_image_space(part)
-            }
-        )
+        vectors = {
+            key: Standardizer(part)
+            for key, part in parts.items()
+            if isinstance(part, spaces.Box) and not is_image_space(part)
+        }
+        self._keys = list(vectors)
+        self.standardizers = nn.ModuleDict({_name(key): part for key, part in vectors.items()})
 
     def fit(
         self,
@@ -180,9 +180,15 @@ class ObservationNormalizer(nn.Module):
                 self.standardizer(key).fit(part, scale_floor, limit, normalization)
 
     @property
+    def was_handed_over(self) -> bool:
+        """Whether the statistics that were fitted are another normaliser's."""
+        limits = [self.standardizer(key).limit for key in self._keys]
+        return self.is_identity and any(limit < th.inf for limit in limits)
+
+    @property
     def is_identity(self) -> bool:
         """Whether nothing was fitted, or all was handed over."""
-        return all(part.is_identity for part in self.standardizers.values())
+        return all(self.standardizer(key).is_identity for key in self._keys)
 
     def forward(self, observations: PyTorchObs) -> PyTorchObs:
         """

@@ -8,6 +8,7 @@ order), a mapping such as ``{"kind": "linear", "initial": 0.1, "final": 0.01}``,
 object of the user's own.
 """
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -198,6 +199,14 @@ class Knob:
                 raise self._error(spec, f"kind {kind!r} is unknown")
             return self._build(spec, kind, [], arguments)
         if callable(spec):
+            try:
+                float(copy.deepcopy(spec)(Signals()))
+            except Exception as error:
+                raise self._error(
+                    spec,
+                    f"called with {Signals()} it raised {error!r}; it is handed Signals, whose "
+                    "progress rises from 0 to 1, and returns a number",
+                ) from error
             return spec
         raise self._error(spec, f"a {type(spec).__name__} is no schedule")
 

@@ -552,3 +552,18 @@ def test_signals_that_never_come_are_told_of_once(
     with caplog.at_level(logging.WARNING):
         model.learn(64)
     assert caplog.text.count(message) == 1
+
+
+def test_callbacks_see_all_environment_steps() -> None:
+    seen = []
+
+    class Steps(BaseCallback):
+        def _on_step(self) -> bool:
+            assert isinstance(self.model, DiffusionPPO)
+            seen.append((self.model.num_timesteps, self.model.env_steps))
+            return self.num_timesteps < 30
+
+    model = make_model(several(3))
+    model.learn(48, Steps())
+    assert seen == [(n, n) for n in range(3, 31, 3)]
+    assert model.env_steps == model.num_timesteps == 30

@@ -23,6 +23,7 @@ from tests.models import (
     actor_after,
     always,
     make_model,
+    perturb,
     same_state,
     state_of,
     with_prior,
@@ -95,12 +96,40 @@ def test_observations_stay_as_the_prior_knows_them(trained_under: bool) -> None:
     np.testing.assert_allclose(acts(model), expected, atol=1e-5)
 
 
+def test_a_loaded_prior_keeps_its_statistics(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = demonstrations()
+    assert isinstance(data.observations, np.ndarray)
+    raw = data.observations[:20]
+    source = make_model(several(2))
+    source.pretrain(data, gradient_steps=50, warmup_steps=1)
+    perturb(source.policy.actor)  # as RL would: the prior is to stay what it is
+    expected = source.predict(raw, deterministic=True)[0]
+    source.save(tmp_path / "bare.zip")
+    env = VecNormalize(several(2), norm_reward=False)
+    loaded = DiffusionPPO.load(tmp_path / "bare.zip", env=env)
+    actions = loaded.predict(env.normalize_obs(raw), deterministic=True)[0]
+    np.testing.assert_allclose(actions, expected, atol=1e-5)
+    for mine, theirs in zip(
+        loaded.policy.prior.denoiser.parameters(),
+        source.policy.prior.denoiser.parameters(),
+        strict=True,
+    ):
+        assert th.equal(mine, theirs)
+    assert not caplog.text
+    loaded.save(tmp_path / "normalized.zip")
+    with caplog.at_level(logging.WARNING):
+        DiffusionPPO.load(tmp_path / "normalized.zip", env=several(2))
+    assert "those of the VecNormalize that it was trained under" in caplog.text
+
+
 def test_a_prior_without_statistics_needs_those_of_an_env(caplog: pytest.LogCaptureFixture) -> None:
     source = make_model(VecNormalize(several(2)))
     source.pretrain(demonstrations(), gradient_steps=2)
     with caplog.at_level(logging.WARNING):
         make_model(VecNormalize(several(2)), prior=source)
-    assert "give it those that the prior was trained under" in caplog.text
+    assert "those of the VecNormalize that it was trained under" in caplog.text
 
 
 def check_prior(model: DiffusionPPO, source: DiffusionPPO) -> None:

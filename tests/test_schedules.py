@@ -454,3 +454,11 @@ def test_the_sizes_of_imitation() -> None:
 def test_what_is_no_imitation_is_refused(spec: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Imitation.parse(spec)
+
+
+def test_a_schedule_of_ones_own_is_tried_when_it_is_given() -> None:
+    of_sb3: Any = lambda progress_remaining: 0.1 * progress_remaining  # noqa: E731 -- as users do
+    with pytest.raises(ValueError, match=r"beta=.*called with Signals\(.*it is handed Signals"):
+        BETA.schedule(of_sb3)
+    controller = KlController(0.1, 0.05)
+    assert BETA.schedule(controller) is controller and controller == KlController(0.1, 0.05)
