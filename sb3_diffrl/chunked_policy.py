@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -134,3 +135,38 @@ class ChunkedPolicy:
 
     def _chunk(self, seen: Any) -> np.ndarray:
         return self.model.predict(seen, deterministic=self.deterministic)[0]
+
+
+class ChunkedPolicies:
+    """
+    A :class:`ChunkedPolicy` for each env of a ``VecEnv`` without wrappers, called as a model is.
+
+    :param model: trained or pre-trained in an env with action chunks
+    :param n_envs: number of envs
+    :param kwargs: of :class:`ChunkedPolicy`
+    """
+
+    def __init__(self, model: DiffusionPPO, n_envs: int, **kwargs: Any):
+        self.policies = [ChunkedPolicy(model, **kwargs) for _ in range(n_envs)]
+
+    def predict(
+        self,
+        observation: Any,
+        state: None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, None]:
+        """
+        :param observation: of this step, ``(n_envs, *obs_shape)`` or a dictionary of such arrays
+        :param state: none
+        :param episode_start: which envs begin an episode; by default none
+        :param deterministic: how the model predicts
+        :return: actions of this step ``(n_envs, *shape)``, and no state
+        """
+        actions = []
+        for i, policy in enumerate(self.policies):
+            if episode_start is not None and episode_start[i]:
+                policy.reset()
+            policy.deterministic = deterministic
+            actions.append(policy.predict(map_parts(itemgetter(i), observation)))
+        return np.stack(actions), None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import shutil
@@ -428,7 +429,7 @@ def test_trials_share_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sb3_diffrl.zoo.algorithm._PRIORS", {})
     source = {"sb3_diffrl.envs.avoiding.avoiding_demonstrations": {"n_episodes": 4}}
 
-    def prior(seed: int, **kwargs: Any) -> dict[str, th.Tensor]:
+    def prior(seed: int = 0, precision: str = "float32", **kwargs: Any) -> dict[str, th.Tensor]:
         model = zoo.DiffusionPPO(
             *("policy", gym.make(TASK)),
             demonstrations=source,
@@ -436,15 +437,24 @@ def test_trials_share_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
             policy_kwargs={"net_arch": [8], **kwargs},
             imitation=1.0,
             seed=seed,
+            precision=precision,
         )
         model.learn(0)
         assert model.imitation_buffer.demonstrations is not None
         return {k: v.clone() for k, v in model.policy.prior.state_dict().items()}
 
-    first, other_steps = prior(0), prior(1, denoising_steps=3)
+    first, other_steps = prior(), prior(denoising_steps=3, sigma_min=0.2)
     assert all(th.equal(first[name], other_steps[name]) for name in first)
-    other_levels = prior(1, noise_levels=10)
-    assert not all(th.equal(first[k], v) for k, v in other_levels.items() if k in first)
+    others = (
+        {"noise_levels": 10},
+        {"prediction_type": "v"},
+        {"seed": 1},
+        {"precision": "bfloat16"},
+    )
+    for number, other in enumerate(others, start=2):
+        trained = prior(**other)  # type: ignore[arg-type]
+        assert not all(th.equal(first[k], v) for k, v in trained.items() if k in first), other
+        assert len(zoo.algorithm._PRIORS) == number
 
 
 # -- hyperparameters ---------------------------------------------------------------------------
@@ -482,6 +492,43 @@ def test_an_experiment_changes_its_base(tmp_path: Path) -> None:
     assert zoo.load_hyperparams(tmp_path / "algo.yml", "Other-v0") == {"gamma": 0.9}
     assert zoo.load_hyperparams(tmp_path / "wide.yml", "Mine-v0") == {"gamma": 0.8, "n": 8}
     assert zoo.load_hyperparams(tmp_path / "wider.yml", "Other-v0") == {"gamma": 0.9, "n": 9}
+
+
+def test_a_base_may_be_a_shipped_experiment(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yml"
+    for name in ("no_kl", "no_kl.yml"):
+        path.write_text(f"base: {name}\ngamma: 0.5\n")
+        entry = zoo.load_hyperparams(path, TASK)
+        assert entry["beta"] == 0.0 and entry["gamma"] == 0.5
+    (tmp_path / "no_kl.yml").write_text("default:\n  beta: 7\n")  # what lies beside goes first
+    assert zoo.load_hyperparams(path, TASK) == {"beta": 7, "gamma": 0.5}
+    path.write_text("base: nokl\n")
+    with pytest.raises(ValueError, match=r"mine\.yml: base: 'nokl' is no file.*no_kl, .*paper"):
+        zoo.load_hyperparams(path, TASK)
+
+
+def test_configs_are_files_shipped_names_or_modules(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    zoo_hook.install()
+    from rl_zoo3.exp_manager import ExperimentManager
+
+    def found(config: str) -> str:
+        arguments = argparse.Namespace()
+        return str(ExperimentManager(arguments, "diffppo", TASK, "logs", config=config).config)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "paper").mkdir()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "mine.yml").touch()
+    (tmp_path / "module.py").touch()
+    assert Path(found("paper")) == zoo.shipped("zoo_configs") / "paper.yml"
+    for config in ("mine.yml", "module", "package.module"):
+        assert found(config) == config
+    for config in ("nokl", "folder"):
+        with pytest.raises(ValueError, match=rf"-conf {config}: there is no such.*no_kl, .*paper"):
+            found(config)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from sb3_diffrl.files import Path, write_bytes, write_text
 from sb3_diffrl.wrappers import ActionChunkWrapper
 from sb3_diffrl.wrappers.records import find, recorded_wrappers
 from sb3_diffrl.zoo import linear, load_demonstrations
+from sb3_diffrl.zoo.algorithm import SAMPLING
 
 if TYPE_CHECKING:
     from sb3_diffrl.bench.baselines import ClonedPPO
@@ -36,10 +37,6 @@ OTHERS = (
     "env_wrapper",
     "normalize",
 )
-
-
-# A policy's arguments that choose how it is sampled and what RL trains: one prior serves all.
-SAMPLING = {"denoising_steps", "eta", "sigma_min", "exploration", "finetuned_steps"}
 
 
 class Prior(NamedTuple):

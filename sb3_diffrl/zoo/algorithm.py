@@ -14,6 +14,12 @@ from sb3_diffrl.zoo.hyperparams import linear, load_demonstrations, undotted
 
 Self = TypeVar("Self", bound="DiffusionPPO")
 
+# A policy's arguments that choose how it is sampled and what RL trains: one prior serves all.
+SAMPLING = {
+    *("denoising_steps", "eta", "sigma_min", "exploration", "finetuned_steps", "freeze_encoder"),
+    *("timestep_spacing", "use_clipped_model_output", "optimizer_class", "optimizer_kwargs"),
+}
+
 # Actors trained in this process, by what they were trained with: the trials of a study differ in
 # what comes after, and would each train the same one.
 _PRIORS: dict[str, dict[str, th.Tensor]] = {}
@@ -108,16 +114,22 @@ class DiffusionPPO(diffusion_ppo.DiffusionPPO):
         if env is not None and env.norm_obs:  # the env's statistics belong to the prior
             self.pretrain(demonstrations, **self.pretrain_arguments)
             return
-        policy = self.policy
-        levels = [policy.diffusion_kwargs[name] for name in ("noise_schedule", "noise_levels")]
-        windows = (self.env_wrappers, policy.observation_space, policy.action_space)
-        key = repr((self.demonstrations, self.pretrain_arguments, levels, windows, policy.actor))
+        key = self._prior_key()
         with _PRIORS_LOCK:
             if key in _PRIORS:
-                policy.actor.load_state_dict(_PRIORS[key])
-                policy.freeze_prior()
+                self.policy.actor.load_state_dict(_PRIORS[key])
+                self.policy.freeze_prior()
                 self._forget_improvement()
                 self.set_demonstrations(demonstrations)
             else:
                 self.pretrain(demonstrations, **self.pretrain_arguments)
-                _PRIORS[key] = copy.deepcopy(policy.actor.state_dict())
+                _PRIORS[key] = copy.deepcopy(self.policy.actor.state_dict())
+
+    def _prior_key(self) -> str:
+        """:return: the same where pre-training makes the same actor"""
+        policy = self.policy
+        kwargs = {k: v for k, v in policy.architecture().items() if k not in SAMPLING}
+        network = (type(policy), kwargs, policy.actor)
+        windows = (self.env_wrappers, policy.observation_space, policy.action_space)
+        training = (self.demonstrations, self.pretrain_arguments, self.seed, self.precision)
+        return repr((network, windows, training))

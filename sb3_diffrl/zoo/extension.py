@@ -1,6 +1,7 @@
 """What is added to the Zoo's modules as they load."""
 
 import functools
+import importlib.util
 import os
 import pathlib
 import tempfile
@@ -10,7 +11,13 @@ from typing import Any
 import yaml
 
 from sb3_diffrl.zoo.algorithm import DiffusionPPO
-from sb3_diffrl.zoo.hyperparams import load_hyperparams, read_yaml, shipped
+from sb3_diffrl.zoo.hyperparams import (
+    load_hyperparams,
+    read_yaml,
+    shipped,
+    shipped_experiment,
+    shipped_names,
+)
 from sb3_diffrl.zoo.repairs import mend_hub_client, named_without_slashes
 from sb3_diffrl.zoo.tuning import convert_params, open_storage, sample_params
 
@@ -48,6 +55,29 @@ class _Zero(int):
         return True
 
 
+def _file_or_module(config: str) -> str:
+    """
+    :param config: as given to ``-conf``
+    :return: what the Zoo understands: the file of a shipped experiment for its name
+    :raises ValueError: for a name that is none of them
+    """
+    if os.path.isfile(config):
+        return config
+    if (experiment := shipped_experiment(config)) is not None:
+        return str(experiment)
+    if "." not in config and not _is_module(config):
+        raise ValueError(
+            f"-conf {config}: there is no such file, module or shipped experiment. Expected the "
+            f"path of a file (mine.yml), or one of {shipped_names()}."
+        )
+    return config
+
+
+def _is_module(name: str) -> bool:
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin is not None  # a mere folder has none
+
+
 def _extend_exp_manager(module: Any) -> None:
     from optuna import storages
 
@@ -59,11 +89,10 @@ def _extend_exp_manager(module: Any) -> None:
     def find_config(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
         config = kwargs.get("config")
-        experiment = shipped("zoo_configs") / f"{config}.yml"
-        if config is None and self.algo == ALGO:
+        if config:
+            self.config = _file_or_module(config)
+        elif self.algo == ALGO:
             self.config = str(shipped("hyperparams") / f"{ALGO}.yml")
-        elif config is not None and not os.path.exists(config) and experiment.is_file():
-            self.config = str(experiment)
         if self.algo == ALGO:  # as `predict` recommends
             self.deterministic_eval = False
         if self.trial_id == 0:

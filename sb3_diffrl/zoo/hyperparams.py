@@ -29,18 +29,19 @@ def load_hyperparams(
     """
     Read an environment's entry of a file in the Zoo's format.
 
-    A named experiment is a file whose ``base`` names another file, relative to itself: what else it
-    says is merged over that file's entry, whichever the environment.
+    A named experiment is a file whose ``base`` names another file, relative to itself, or else one
+    of the shipped experiments, with or without ``.yml``: what else it says is merged over that
+    file's entry, whichever the environment.
 
     :param path: YAML file of entries by environment id; ``default`` stands in for a missing one
     :param env_id: which entry
     :param own: what a task changes of the entry, before a named experiment changes it
     :return: hyperparameters by name
-    :raises ValueError: where the file has no such entry
+    :raises ValueError: where the file has no such entry, or its base does not exist
     """
     entries = read_yaml(path)
     if "base" in entries:
-        base = pathlib.Path(path).parent / entries.pop("base")
+        base = _base(path, str(entries.pop("base")))
         return merge(load_hyperparams(base, env_id, own), entries)
     if env_id not in entries and "default" not in entries:
         raise ValueError(
@@ -51,6 +52,32 @@ def load_hyperparams(
     if not isinstance(entry, dict):
         raise ValueError(f"{path}: {env_id!r} is {entry!r}, expected hyperparameters by name")
     return merge(entry, own or {})
+
+
+def _base(path: Path, name: str) -> pathlib.Path:
+    beside = pathlib.Path(path).parent / name
+    base = beside if beside.is_file() else shipped_experiment(name)
+    if base is None:
+        raise ValueError(
+            f"{path}: base: {name!r} is no file in {beside.parent.resolve()} and no shipped "
+            f"experiment. Expected a path relative to {path}, or one of {shipped_names()}."
+        )
+    return base
+
+
+def shipped_experiment(name: str) -> pathlib.Path | None:
+    """
+    :param name: of a shipped experiment, with or without ``.yml``
+    :return: its file; None where there is none
+    """
+    path = shipped("zoo_configs") / f"{name.removesuffix('.yml')}.yml"
+    return path if path.is_file() else None
+
+
+def shipped_names() -> str:
+    """:return: the names of the shipped experiments, for messages"""
+    names = {path.stem for path in shipped("zoo_configs").glob("*.yml")}
+    return ", ".join(sorted(name for name in names if not name.startswith("task_")))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
