@@ -330,11 +330,14 @@ def own_method(run: Run, prior: Prior | None) -> StockPPO:
     return StockPPO("MlpPolicy", run.training_env(), n_steps=10, batch_size=20, device="cpu")
 
 
-def test_methods_are_found_by_name_experiment_and_function() -> None:
+def test_methods_are_found_by_name_experiment_and_function(tmp_path: Path) -> None:
     assert find_method("diffrl") is METHODS["diffrl"]
     assert find_method("prior_kl") == Method("prior_kl", "prior_kl", "diffppo", "prior_kl")
     assert all(find_method(name).label == LABELS[name] for pair in ABLATIONS for name in pair[:2])
     own = find_method("tests.test_bench.own_method")
+    for stem, called in (("mine", "mine"), ("diffrl", str(tmp_path / "diffrl.yml"))):
+        (tmp_path / f"{stem}.yml").touch()
+        assert find_method(str(tmp_path / f"{stem}.yml")).name == called
     assert (own.name, own.algo) == ("tests.test_bench.own_method", "tests.test_bench.own_method")
     with pytest.raises(ValueError, match="no method 'moon': expected one of diffusion"):
         find_method("moon")
@@ -593,7 +596,7 @@ def test_the_grid_runs_what_is_missing_and_goes_on_after_a_failure(tmp_path: Pat
     console = Console(record=True, width=200)
     folder = tmp_path / "results"
     assert run_grid(runs, folder, tmp_path / "priors", jobs=2, console=console) == 1
-    assert {path.name for path in folder.iterdir()} == {"avoiding.jsonl", "family.jsonl"}
+    assert {path.name for path in folder.glob("*.jsonl")} == {"avoiding.jsonl", "family.jsonl"}
     assert len(list((tmp_path / "priors").glob("*.zip"))) == 1  # shared by both that need one
     assert [run.method for run in missing_runs(runs, folder)] == ["own"]
     assert "out of memory" in console.export_text()

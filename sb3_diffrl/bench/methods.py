@@ -60,7 +60,7 @@ def find_method(name: str) -> Method:
     """
     :param name: one of :data:`METHODS`; another name of ``zoo_configs/`` or the path of such a
         file, an experiment with DiffusionPPO; or a function by its dotted name
-    :return: the method, which results call by that name
+    :return: the method, which results call by that name, a file by its stem
     :raises ValueError: where there is none
     """
     from pathlib import Path
@@ -72,7 +72,9 @@ def find_method(name: str) -> Method:
         return _NAMED[name]
     configs = shipped("zoo_configs")
     if (configs / f"{name}.yml").exists() or Path(name).is_file():
-        return Method(name, name, "diffppo", name)
+        short = Path(name).stem
+        called = name if short in _NAMED else short  # not by another method's name
+        return Method(called, called, "diffppo", name)
     try:
         builder(name)
     except ValueError as error:
