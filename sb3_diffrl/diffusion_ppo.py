@@ -12,7 +12,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs
 from stable_baselines3.common.type_aliases import Schedule as ProgressSchedule
@@ -269,10 +269,16 @@ class DiffusionPPO(PPO):
         )
         if self._total_timesteps > 0:
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-        total, callbacks = prepared
-        counted = CallbackList([EnvStepCounter(), callbacks])
-        counted.init_callback(self)
-        return total, counted
+        return prepared
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        """SB3's, with the count of env steps before all others."""
+        if callback is None:
+            callback = []
+        elif not isinstance(callback, list | BaseCallback):
+            callback = ConvertCallback(callback)
+        given = callback if isinstance(callback, list) else [callback]
+        return super()._init_callback([EnvStepCounter(), *given], progress_bar)
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "policy.critic_optimizer"], []
@@ -300,15 +306,17 @@ class DiffusionPPO(PPO):
         hold them.
         """
         env, normalizer = self._vec_normalize_env, self.policy.actor.normalizer
-        normalizes = env is not None and env.norm_obs
         if self.env is None or not self.policy.has_prior:
             return
-        if env is not None and normalizes and not normalizer.is_identity:
+        lacking = False
+        if env is None or not env.norm_obs:
+            lacking = normalizer.was_handed_over
+        elif normalizer.is_identity:
+            lacking = hold_statistics(env)
+        else:
             hand_over_statistics(normalizer, env)
             self.policy.prior.normalizer.load_state_dict(normalizer.state_dict())
-        elif (env is not None and normalizes and hold_statistics(env)) or (
-            not normalizes and normalizer.was_handed_over
-        ):
+        if lacking:
             log.warning(
                 "The model's observation statistics are those of the VecNormalize that it was "
                 "trained under, and the env has others or none: VecNormalize.load(path, env)."

@@ -555,9 +555,14 @@ def test_signals_that_never_come_are_told_of_once(
 
 
 def test_callbacks_see_all_environment_steps() -> None:
-    seen = []
+    seen: list[tuple[int, int]] = []
+    begun: list[BaseCallback] = []
 
     class Steps(BaseCallback):
+        def _init_callback(self) -> None:
+            seen.clear()
+            begun.append(self)
+
         def _on_step(self) -> bool:
             assert isinstance(self.model, DiffusionPPO)
             seen.append((self.model.num_timesteps, self.model.env_steps))
@@ -567,3 +572,6 @@ def test_callbacks_see_all_environment_steps() -> None:
     model.learn(48, Steps())
     assert seen == [(n, n) for n in range(3, 31, 3)]
     assert model.env_steps == model.num_timesteps == 30
+    assert len(begun) == 1
+    model.learn(48, lambda locals_, globals_: False)
+    assert model.env_steps == model.num_timesteps == 3
