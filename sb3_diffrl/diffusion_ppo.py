@@ -429,11 +429,11 @@ class DiffusionPPO(PPO):
 
     def _keep_scenes(self) -> None:
         """Keep the first observations of the episodes that begin, as the bare env gives them."""
+        if self.imitation.transport is None or self._last_episode_starts is None:
+            return
         env, seen = self._vec_normalize_env, self._last_obs
         if env is not None:  # not unnormalised, for normalised ones are clipped
             seen, self._last_original_obs = self._last_original_obs, env.get_original_obs()
-        if self.imitation.transport is None or self._last_episode_starts is None:
-            return
         history = find(self.env_wrappers, ObservationHistoryWrapper.__name__)
         for i in np.flatnonzero(self._last_episode_starts):
             scene = map_parts(partial(np.take, indices=i, axis=0), seen)

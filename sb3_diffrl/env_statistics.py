@@ -28,9 +28,7 @@ def hand_over_statistics(normalizer: ObservationNormalizer, env: VecNormalize) -
                 f"policy sees {tuple(standardizer.mean.shape)}: put VecNormalize around the other "
                 "wrappers, VecNormalize(VecFrameStack(env, 4)), or use norm_obs=False."
             )
-        statistics = FrozenMeanStd()
-        statistics.mean, statistics.var = standardizer.hand_over()
-        return statistics
+        return FrozenMeanStd.of(*standardizer.hand_over())
 
     if isinstance(env.observation_space, spaces.Dict):
         assert isinstance(env.obs_rms, dict)
@@ -49,17 +47,13 @@ def hold_statistics(env: VecNormalize) -> bool:
     :param env: wrapper whose ``obs_rms`` is replaced where it moves
     :return: whether it had seen no observations yet
     """
-
-    def frozen(moving: RunningMeanStd) -> FrozenMeanStd:
-        statistics = FrozenMeanStd()
-        statistics.mean, statistics.var = moving.mean.copy(), moving.var.copy()
-        statistics.count = moving.count
-        return statistics
-
     found: Any = env.obs_rms
     parts = found if isinstance(found, dict) else {"": found}
     moving = {key: part for key, part in parts.items() if not isinstance(part, FrozenMeanStd)}
-    held: Any = parts | {key: frozen(part) for key, part in moving.items()}
+    held: Any = parts | {
+        key: FrozenMeanStd.of(part.mean.copy(), part.var.copy(), part.count)
+        for key, part in moving.items()
+    }
     env.obs_rms = held if isinstance(found, dict) else held[""]
     return any(part.count < 1 for part in moving.values())
 
@@ -96,6 +90,18 @@ def _standardized(rows: Any, mean: np.ndarray, std: np.ndarray, limit: float) ->
 
 class FrozenMeanStd(RunningMeanStd):
     """Statistics of observations that no longer move."""
+
+    @classmethod
+    def of(cls, mean: np.ndarray, var: np.ndarray, count: float = 1e-4) -> "FrozenMeanStd":
+        """
+        :param mean: ``(*shape)``
+        :param var: ``(*shape)``
+        :param count: of the observations that they are of
+        :return: these
+        """
+        statistics = cls(count)
+        statistics.mean, statistics.var = mean, var
+        return statistics
 
     def update(self, arr: np.ndarray) -> None:
         """Ignore new data."""

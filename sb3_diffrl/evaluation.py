@@ -175,14 +175,14 @@ def fresh_exploration(model: BaseAlgorithm, n: int) -> Iterator[Callable[[np.nda
 @contextmanager
 def _frozen(normalizer: VecNormalize | None) -> Iterator[None]:
     """Leave the statistics as they are inside."""
-    training = normalizer is not None and normalizer.training
-    if normalizer is not None:
-        normalizer.training = False
+    if normalizer is None:
+        yield
+        return
+    training, normalizer.training = normalizer.training, False
     try:
         yield
     finally:
-        if normalizer is not None:
-            normalizer.training = training
+        normalizer.training = training
 
 
 def _as_they_are(observations: Any) -> Any:

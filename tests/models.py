@@ -3,6 +3,7 @@
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch as th
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import VecEnv
@@ -83,6 +84,16 @@ def state_of(module: nn.Module) -> dict[str, th.Tensor]:
 def same_state(a: dict[str, th.Tensor], b: dict[str, th.Tensor]) -> bool:
     assert a.keys() == b.keys()
     return all(th.equal(a[key], b[key]) for key in a)
+
+
+def assert_same_predictions(model: Any, loaded: Any, observations: Any) -> None:
+    """In both modes, of the same draws."""
+    for deterministic in (True, False):
+        th.manual_seed(1)
+        expected, _ = model.predict(observations, deterministic=deterministic)
+        th.manual_seed(1)
+        found, _ = loaded.predict(observations, deterministic=deterministic)
+        np.testing.assert_array_equal(found, expected)
 
 
 def collect(model: DiffusionPPO) -> None:

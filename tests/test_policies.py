@@ -26,7 +26,14 @@ from sb3_diffrl import (
 )
 from sb3_diffrl.diffusion import Denoiser, MlpDenoiser, make_alpha_bar
 from tests.envs import ASYMMETRIC, MATRIX, UNIT, TargetEnv, observation_space, several
-from tests.models import POLICY_KWARGS, make_model
+from tests.models import (
+    POLICY_KWARGS,
+    always,
+    assert_same_predictions,
+    make_model,
+    perturb,
+    state_of,
+)
 
 KINDS = ("vector", "discrete", "image", "dict")
 # Extractors of images are slow at their default size.
@@ -72,21 +79,6 @@ def arrays(tensors: Any) -> Any:
     return tensors.numpy()
 
 
-def perturb(module: nn.Module, scale: float = 0.3) -> None:
-    with th.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(scale * th.randn_like(parameter))
-
-
-def always(denoiser: nn.Module, action: float) -> None:
-    """Make a denoiser predict such noise that the clean action is clipped to 1 or -1."""
-    assert isinstance(denoiser, MlpDenoiser) and abs(action) == 1
-    with th.no_grad():
-        assert isinstance(denoiser.output_layer, nn.Linear)
-        denoiser.output_layer.weight.zero_()
-        denoiser.output_layer.bias.fill_(-100 * action)
-
-
 class KnowingDenoiser(Denoiser):
     """Knows the clean action, ``tanh(W features)``, and so the noise exactly."""
 
@@ -105,10 +97,6 @@ class KnowingDenoiser(Denoiser):
     def forward(self, noisy: th.Tensor, levels: th.Tensor, condition: th.Tensor) -> th.Tensor:
         kept = self.alpha_bar[levels].unsqueeze(-1)
         return (noisy - kept.sqrt() * condition) / (1 - kept).sqrt()
-
-
-def state_of(module: nn.Module) -> dict[str, th.Tensor]:
-    return {key: tensor.clone() for key, tensor in module.state_dict().items()}
 
 
 def assert_same_state(a: dict[str, th.Tensor], b: dict[str, th.Tensor]) -> None:
@@ -429,9 +417,9 @@ def test_rollouts_act_with_the_last_entry_of_the_chain(space: spaces.Box) -> Non
 @pytest.mark.parametrize("mixing", [1.0, 0.8, 0.2])
 def test_deterministic_is_a_function_of_the_observation_alone(kind: str, mixing: float) -> None:
     policy = make_policy(kind, denoiser_class=KnowingDenoiser)
-    perturb(policy.actor.denoiser)
+    perturb(policy.actor.denoiser, 0.3)
     policy.freeze_prior()
-    perturb(policy.actor.denoiser)
+    perturb(policy.actor.denoiser, 0.3)
     policy.set_mixing(mixing)
     tensors = observations(policy, 16)
     obs = arrays(tensors)
@@ -458,7 +446,7 @@ def test_deterministic_takes_the_component_of_larger_weight() -> None:
     obs = arrays(observations(policy, 8))
     by_prior, _ = policy.predict(obs, deterministic=True)
     policy.freeze_prior()
-    perturb(policy.actor)
+    perturb(policy.actor, 0.3)
     by_policy, _ = policy.predict(obs, deterministic=True)
     assert np.abs(by_policy - by_prior).max() > 0.01
     for mixing, expected in (
@@ -474,7 +462,7 @@ def test_deterministic_takes_the_component_of_larger_weight() -> None:
 def test_stochastic_predict_repeats_by_seed() -> None:
     policy = make_policy()
     policy.freeze_prior()
-    perturb(policy.actor)
+    perturb(policy.actor, 0.3)
     policy.set_mixing(0.5)
     obs = arrays(observations(policy, 8))
 
@@ -511,7 +499,7 @@ def test_one_component_is_drawn_per_decision(mixing: float, rollout: bool) -> No
 def test_freeze_prior_copies_the_whole_actor() -> None:
     policy = make_policy("dict")
     assert not policy.has_prior
-    perturb(policy.actor)
+    perturb(policy.actor, 0.3)
     policy.actor.normalizer.fit({"state": np.random.default_rng(0).normal(3, 2, (50, 3))})
     policy.freeze_prior()
     assert policy.has_prior
@@ -519,7 +507,7 @@ def test_freeze_prior_copies_the_whole_actor() -> None:
     assert any("features_extractor" in key for key in kept)
     assert any("standardizers" in key for key in kept)
     assert_same_state(kept, state_of(policy.actor))
-    perturb(policy.actor)
+    perturb(policy.actor, 0.3)
     assert_same_state(kept, state_of(policy.prior))
     pointers = {p.data_ptr() for p in policy.actor.parameters()}
     assert not pointers & {p.data_ptr() for p in policy.prior.parameters()}
@@ -584,9 +572,9 @@ def test_policy_alone_is_saved_whole(kind: str, tmp_path: Path) -> None:
         optimizer_kwargs={"weight_decay": 0.1},
         activation_fn=nn.ReLU,
     )
-    perturb(policy.actor)
+    perturb(policy.actor, 0.3)
     policy.freeze_prior()
-    perturb(policy.actor)
+    perturb(policy.actor, 0.3)
     policy.set_mixing(0.3)
     path = str(tmp_path / "policy.zip")
     policy.save(path)
@@ -602,12 +590,7 @@ def test_policy_alone_is_saved_whole(kind: str, tmp_path: Path) -> None:
     assert isinstance(loaded.optimizer, th.optim.AdamW)
     assert loaded.optimizer.param_groups[0]["weight_decay"] == 0.1
     obs = arrays(observations(policy, 4))
-    for deterministic in (True, False):
-        th.manual_seed(1)
-        expected, _ = policy.predict(obs, deterministic=deterministic)
-        th.manual_seed(1)
-        found, _ = loaded.predict(obs, deterministic=deterministic)
-        np.testing.assert_array_equal(found, expected)
+    assert_same_predictions(policy, loaded, obs)
 
 
 @pytest.mark.parametrize(

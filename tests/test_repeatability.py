@@ -19,6 +19,7 @@ from tests.models import (
     SMALL_IMAGES,
     Log,
     actor_after,
+    assert_same_predictions,
     make_model,
     same_state,
     state_of,
@@ -110,12 +111,7 @@ def test_saved_and_loaded_predicts_the_same(name: str, tmp_path: Path) -> None:
         DiffusionPPO.load(file, env=model.get_env()),
     ):
         assert_same_models(model, loaded)
-        for deterministic in (True, False):
-            th.manual_seed(1)
-            expected, _ = model.predict(observations, deterministic=deterministic)
-            th.manual_seed(1)
-            found, _ = loaded.predict(observations, deterministic=deterministic)
-            np.testing.assert_array_equal(found, expected)
+        assert_same_predictions(model, loaded, observations)
 
 
 def test_saved_and_loaded_with_images_and_dicts(tmp_path: Path) -> None:
@@ -125,12 +121,7 @@ def test_saved_and_loaded_with_images_and_dicts(tmp_path: Path) -> None:
         model.save(tmp_path / "model.zip")
         loaded = DiffusionPPO.load(tmp_path / "model.zip", env=several(1, kind))
         observation = TargetEnv(kind).reset(seed=0)[0]
-        for deterministic in (True, False):
-            th.manual_seed(1)
-            expected, _ = model.predict(observation, deterministic=deterministic)
-            th.manual_seed(1)
-            found, _ = loaded.predict(observation, deterministic=deterministic)
-            np.testing.assert_array_equal(found, expected)
+        assert_same_predictions(model, loaded, observation)
         loaded.learn(16)
 
 

@@ -14,6 +14,7 @@ from sb3_diffrl import DiffusionPPO
 from sb3_diffrl.diffusion import DENOISERS, MlpDenoiser, TransformerDenoiser
 from sb3_diffrl.diffusion.transformer import Block, SelfAttention
 from tests.envs import TargetEnv, demonstrations
+from tests.models import assert_same_predictions
 
 
 class OwnNetwork(nn.Module):
@@ -151,12 +152,7 @@ def test_every_network_pretrains_learns_and_is_saved(name: str, tmp_path: Path) 
     assert all(th.equal(prior[key], now) for key, now in model.policy.prior.state_dict().items())
     model.save(tmp_path / "model")
     loaded = DiffusionPPO.load(tmp_path / "model", device="cpu")
-    for deterministic in (True, False):
-        th.manual_seed(1)
-        expected, _ = model.predict(observations, deterministic=deterministic)
-        th.manual_seed(1)
-        found, _ = loaded.predict(observations, deterministic=deterministic)
-        np.testing.assert_array_equal(found, expected)
+    assert_same_predictions(model, loaded, observations)
 
 
 def test_ones_own_network_is_given_rows_whatever_the_shapes() -> None:

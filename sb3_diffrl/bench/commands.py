@@ -74,10 +74,10 @@ def plan(args: argparse.Namespace) -> list[Run]:
     :return: the runs that are asked for: all tasks and methods with one seed before the next
     :raises ValueError: for numbers that make no sense, and runs that would have the same record
     """
-    for name, least in {"steps": 1, "episodes": 1, "curve_episodes": 1, "jobs": 1}.items():
+    for name in ("steps", "episodes", "curve_episodes", "jobs"):
         value = getattr(args, name)
-        if value is not None and value < least:
-            raise ValueError(f"--{name.replace('_', '-')}: expected {least} or more, got {value}.")
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: expected 1 or more, got {value}.")
     if not all(0 <= seed < MAX_SEED for seed in args.seeds):
         raise ValueError(f"--seeds: expected 0 to {MAX_SEED - 1}, got {args.seeds}.")
     curve = {} if args.curve_episodes is None else {"curve_episodes": args.curve_episodes}

@@ -1,7 +1,5 @@
 """One run of the benchmark: a method learns a task under a perturbation and is measured."""
 
-import hashlib
-import json
 import multiprocessing
 import pathlib
 import time
@@ -27,6 +25,7 @@ from sb3_diffrl.bench.training import (
     builder,
     make_prior,
     prior_key,
+    short_hash,
     training_env,
     wrapping,
 )
@@ -101,13 +100,12 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """What its record depends on beside its key; of the hyperparameters a hash."""
-        hyperparams = json.dumps(self.hyperparams, sort_keys=True, default=str)
         return {
             "env_steps": self.env_steps,
             "n_episodes": self.n_episodes,
             "curve_interval": self.curve_interval,
             "curve_episodes": self.curve_episodes,
-            "hyperparams": hashlib.sha256(hyperparams.encode()).hexdigest()[:8],
+            "hyperparams": short_hash(self.hyperparams, default=str),
         }
 
     def make_prior(self, folder: Path, progress_bar: bool = False) -> Prior:

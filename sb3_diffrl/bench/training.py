@@ -144,7 +144,16 @@ def prior_key(task: Task, hyperparams: Mapping[str, Any], seed: int) -> str:
     :return: the same for the same prior
     """
     what = [seed, task.env_id, dict(task.env_kwargs), prior_hyperparams(hyperparams)]
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+    return short_hash(what)
+
+
+def short_hash(what: Any, **kwargs: Any) -> str:
+    """
+    :param what: plain data
+    :param kwargs: of ``json.dumps``
+    :return: the same for the same
+    """
+    return hashlib.sha256(json.dumps(what, sort_keys=True, **kwargs).encode()).hexdigest()[:8]
 
 
 def make_prior(
