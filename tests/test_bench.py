@@ -174,6 +174,8 @@ def test_experiments_change_what_a_task_says(tmp_path: Path) -> None:
     (tmp_path / "mine_base.yml").write_text("sb3_diffrl/Avoiding-v0: {pretrain: {}}\n")
     short = find_method(str(tmp_path / "short.yml"))
     assert plan_run(avoiding(), short, "episode").env_steps == 900
+    with pytest.raises(ValueError, match=r"avoiding: no experiment 'nokl': .* no_kl, .*paper"):
+        avoiding().hyperparams_of("diffppo", "nokl")
 
 
 class MyEnv(gym.Env[np.ndarray, np.ndarray]):
@@ -341,6 +343,8 @@ def test_methods_are_found_by_name_experiment_and_function(tmp_path: Path) -> No
     assert (own.name, own.algo) == ("tests.test_bench.own_method", "tests.test_bench.own_method")
     with pytest.raises(ValueError, match="no method 'moon': expected one of diffusion"):
         find_method("moon")
+    with pytest.raises(ValueError, match="no method 'task_avoiding_small_shift'"):
+        find_method("task_avoiding_small_shift")
 
 
 class Fussy(gym.Wrapper[Any, Any, Any, Any]):

@@ -63,17 +63,13 @@ def find_method(name: str) -> Method:
     :return: the method, which results call by that name, a file by its stem
     :raises ValueError: where there is none
     """
-    from pathlib import Path
-
     from sb3_diffrl.bench.training import builder
-    from sb3_diffrl.zoo import shipped
+    from sb3_diffrl.zoo import find_experiment
 
     if name in _NAMED:
         return _NAMED[name]
-    configs = shipped("zoo_configs")
-    if (configs / f"{name}.yml").exists() or Path(name).is_file():
-        short = Path(name).stem
-        called = name if short in _NAMED else short  # not by another method's name
+    if (file := find_experiment(name)) is not None:
+        called = name if file.stem in _NAMED else file.stem  # not by another method's name
         return Method(called, called, "diffppo", name)
     try:
         builder(name)

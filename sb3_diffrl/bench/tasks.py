@@ -18,7 +18,14 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 from sb3_diffrl.bench.zoo_commands import zoo_hyperparams
 from sb3_diffrl.envs.metaworld import LEVELS, TASKS
 from sb3_diffrl.wrappers import GymVecEnv
-from sb3_diffrl.zoo import load_hyperparams, merge, read_yaml, shipped
+from sb3_diffrl.zoo import (
+    find_experiment,
+    load_hyperparams,
+    merge,
+    read_yaml,
+    shipped,
+    shipped_names,
+)
 
 Wrap = Callable[[gym.Env], gym.Env]
 
@@ -100,8 +107,13 @@ class Task:
             own["n_timesteps"] = steps
         path = shipped("hyperparams") / f"{algo}.yml"
         if config is not None:
-            named = shipped("zoo_configs") / f"{config}.yml"
-            return load_hyperparams(named if named.exists() else config, env_id, own)
+            experiment = find_experiment(config)
+            if experiment is None:
+                raise ValueError(
+                    f"{self.name}: no experiment {config!r}: expected the path of a file, or one "
+                    f"of {shipped_names()}"
+                )
+            return load_hyperparams(experiment, env_id, own)
         if path.exists() and {env_id, "default"} & read_yaml(path).keys():
             return load_hyperparams(path, env_id, own)
         return merge(zoo_hyperparams(algo, env_id), own)

@@ -9,12 +9,14 @@ installed, ``python -m sb3_diffrl.zoo train --algo diffppo ...`` does the same.
 from sb3_diffrl.zoo.algorithm import DiffusionPPO
 from sb3_diffrl.zoo.extension import ALGO, extend
 from sb3_diffrl.zoo.hyperparams import (
+    find_experiment,
     linear,
     load_demonstrations,
     load_hyperparams,
     merge,
     read_yaml,
     shipped,
+    shipped_names,
     undotted,
 )
 from sb3_diffrl.zoo.repairs import mend
@@ -25,6 +27,7 @@ __all__ = [
     "DiffusionPPO",
     "convert_params",
     "extend",
+    "find_experiment",
     "linear",
     "load_demonstrations",
     "load_hyperparams",
@@ -34,5 +37,6 @@ __all__ = [
     "read_yaml",
     "sample_params",
     "shipped",
+    "shipped_names",
     "undotted",
 ]

@@ -12,10 +12,10 @@ import yaml
 
 from sb3_diffrl.zoo.algorithm import DiffusionPPO
 from sb3_diffrl.zoo.hyperparams import (
+    find_experiment,
     load_hyperparams,
     read_yaml,
     shipped,
-    shipped_experiment,
     shipped_names,
 )
 from sb3_diffrl.zoo.repairs import mend_hub_client, named_without_slashes
@@ -61,9 +61,7 @@ def _file_or_module(config: str) -> str:
     :return: what the Zoo understands: the file of a shipped experiment for its name
     :raises ValueError: for a name that is none of them
     """
-    if os.path.isfile(config):
-        return config
-    if (experiment := shipped_experiment(config)) is not None:
+    if (experiment := find_experiment(config)) is not None:
         return str(experiment)
     if "." not in config and not _is_module(config):
         raise ValueError(

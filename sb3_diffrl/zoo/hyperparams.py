@@ -55,29 +55,34 @@ def load_hyperparams(
 
 
 def _base(path: Path, name: str) -> pathlib.Path:
-    beside = pathlib.Path(path).parent / name
-    base = beside if beside.is_file() else shipped_experiment(name)
+    folder = pathlib.Path(path).parent
+    base = find_experiment(name, folder)
     if base is None:
         raise ValueError(
-            f"{path}: base: {name!r} is no file in {beside.parent.resolve()} and no shipped "
+            f"{path}: base: {name!r} is no file in {folder.resolve()} and no shipped "
             f"experiment. Expected a path relative to {path}, or one of {shipped_names()}."
         )
     return base
 
 
-def shipped_experiment(name: str) -> pathlib.Path | None:
+def find_experiment(name: str, folder: Path = ".") -> pathlib.Path | None:
     """
-    :param name: of a shipped experiment, with or without ``.yml``
-    :return: its file; None where there is none
+    :param name: of a file, or else of a shipped experiment, with or without ``.yml``
+    :param folder: that the file is named relative to
+    :return: the file; None where there is none
     """
-    path = shipped("zoo_configs") / f"{name.removesuffix('.yml')}.yml"
-    return path if path.is_file() else None
+    file = pathlib.Path(folder) / name
+    return file if file.is_file() else _shipped_experiments().get(name.removesuffix(".yml"))
 
 
 def shipped_names() -> str:
     """:return: the names of the shipped experiments, for messages"""
-    names = {path.stem for path in shipped("zoo_configs").glob("*.yml")}
-    return ", ".join(sorted(name for name in names if not name.startswith("task_")))
+    return ", ".join(sorted(_shipped_experiments()))
+
+
+def _shipped_experiments() -> dict[str, pathlib.Path]:
+    paths = shipped("zoo_configs").glob("*.yml")
+    return {path.stem: path for path in paths if not path.stem.startswith("task_")}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
