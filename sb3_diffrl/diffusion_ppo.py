@@ -1,10 +1,8 @@
 """PPO through the denoising chain, regularised to a frozen diffusion prior."""
 
 import logging
-import math
 import pathlib
 from collections import defaultdict
-from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -14,11 +12,10 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.type_aliases import Schedule as ProgressSchedule
 from stable_baselines3.common.utils import (
     FloatSchedule,
-    configure_logger,
     explained_variance,
     safe_mean,
     update_learning_rate,
@@ -26,13 +23,9 @@ from stable_baselines3.common.utils import (
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_diffrl.action_scale import check_action_space
-from sb3_diffrl.batches import check_demonstrations
 from sb3_diffrl.buffers import ChainBufferMixin, ChainSamples, chain_buffer_class
-from sb3_diffrl.demonstrations import Demonstrations
-from sb3_diffrl.env_statistics import hand_over_statistics, hold_statistics, normalized_by
-from sb3_diffrl.fitting import PretrainingResult
-from sb3_diffrl.imitation import Imitation, ImitationSpec, imitation_losses
-from sb3_diffrl.imitation_buffer import ImitationBuffer
+from sb3_diffrl.imitating_ppo import ImitatingPPO
+from sb3_diffrl.imitation import Imitation, ImitationSpec
 from sb3_diffrl.losses import clipped_surrogate, value_loss
 from sb3_diffrl.policies import (
     DiffusionActorCriticPolicy,
@@ -40,23 +33,18 @@ from sb3_diffrl.policies import (
     DiffusionMlpPolicy,
     DiffusionMultiInputPolicy,
 )
-from sb3_diffrl.precision import check_precision, precision
-from sb3_diffrl.pretraining import pretrain
+from sb3_diffrl.precision import precision
 from sb3_diffrl.random_state import get_random_state, preserved_random_state, set_random_state
 from sb3_diffrl.schedules import (
     BETA,
     MIXING,
     Adaptive,
-    Constant,
     Gated,
     Improvement,
     ScheduleSpec,
     Signals,
 )
-from sb3_diffrl.wrappers.action_chunks import ActionChunkWrapper
-from sb3_diffrl.wrappers.decisions import decisions, mending_spaces
-from sb3_diffrl.wrappers.observation_history import ObservationHistoryWrapper, map_parts, newest
-from sb3_diffrl.wrappers.records import WrapperRecord, find, recorded_wrappers
+from sb3_diffrl.wrappers.decisions import mending_spaces
 
 SelfDiffusionPPO = TypeVar("SelfDiffusionPPO", bound="DiffusionPPO")
 
@@ -76,7 +64,7 @@ class EnvStepCounter(BaseCallback):
         return True
 
 
-class DiffusionPPO(PPO):
+class DiffusionPPO(ImitatingPPO):
     """
     Diffusion policy fine-tuned online by PPO: maximises ``E[R] - beta * KL(policy || prior)``
     (paper, section 2.2).
@@ -150,11 +138,9 @@ class DiffusionPPO(PPO):
             prior = prior.policy
         if prior is not None:
             kwargs["policy_kwargs"] = prior.architecture() | (kwargs.get("policy_kwargs") or {})
-        super().__init__(policy, env, *args, _init_setup_model=False, **kwargs)  # type: ignore[misc]  # *args
+        super().__init__(policy, env, *args, imitation=imitation, precision=precision, **kwargs)
         self.beta = BETA.schedule(beta)
         self.mixing = MIXING.schedule(mixing)
-        self.imitation = Imitation.parse(imitation)
-        self.imitation_buffer = ImitationBuffer()
         self.performance_target = performance_target
         self.improvement = Improvement()
         self.gamma_denoise = gamma_denoise
@@ -162,13 +148,10 @@ class DiffusionPPO(PPO):
         self.critic_learning_rate = critic_learning_rate
         self.critic_warmup = critic_warmup
         self.micro_batch_size = micro_batch_size
-        self.precision = precision
         self.n_iterations = 0
         self.env_steps = 0
-        self._actor_moved = False
         self._prior_kl: float | None = None
         self._random_state: dict[str, Any] | None = None
-        self.env_wrappers: list[WrapperRecord] = recorded_wrappers(self.env)
         if _init_setup_model:
             self._setup_model()
             if prior is not None:
@@ -182,54 +165,16 @@ class DiffusionPPO(PPO):
         check_action_space(env.action_space)
         return PPO._wrap_env(env, verbose, monitor_wrapper)
 
-    def _check_discount(self) -> None:
-        """Warn where rewards within a chunk are discounted by another rate than those beyond."""
-        chunk = find(self.env_wrappers, ActionChunkWrapper.__name__)
-        if chunk is None or chunk["gamma"] == 1:
-            return
-        expected = chunk["gamma"] ** chunk["n_executed"]
-        if not math.isclose(self.gamma, expected, rel_tol=1e-3):
-            log.warning(
-                "gamma=%g of the model is a discount per decision of %d environment steps; to "
-                "gamma=%g of ActionChunkWrapper, which is one per step, belongs gamma=%g.",
-                *(self.gamma, chunk["n_executed"], chunk["gamma"], expected),
-            )
-
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """
-        Set the env as SB3 does, and record its wrappers.
-
-        :param env: to train in, wrapped as the one before
-        :param force_reset: whether it is reset before training
-        :raises ValueError: where its spaces are not the model's, saying how to mend it
-        """
-        with mending_spaces():
-            super().set_env(env, force_reset)
-        self._record_wrappers()
-        self._hold_statistics()
-
-    def _record_wrappers(self) -> None:
-        """Follow the env's wrappers, where it has any."""
-        found = recorded_wrappers(self.env)
-        if found and self.env_wrappers and found != self.env_wrappers:
-            log.warning(
-                "The env is wrapped in %s, other than the one before: %s.", found, self.env_wrappers
-            )
-        self.env_wrappers = found or self.env_wrappers
-
     def _setup_model(self) -> None:
         """Policy and buffer as SB3 builds them, then the buffer widened to the policy's chains."""
         # Parsed once more, for `load(path, beta=...)` sets the attributes as they are given.
         self.beta = BETA.schedule(self.beta)
         self.mixing = MIXING.schedule(self.mixing)
-        self.imitation = Imitation.parse(self.imitation)
-        check_precision(self.precision)
         if self.ent_coef != 0:
             raise ValueError(
                 f"ent_coef={self.ent_coef}: the entropy of a chain's action has no closed form. "
                 "Set ent_coef=0; sigma_min in policy_kwargs says how much is explored."
             )
-        self._check_discount()
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             raise ValueError(f"micro_batch_size must be at least 1, got {self.micro_batch_size}.")
         buffer_class = self.rollout_buffer_class
@@ -239,15 +184,12 @@ class DiffusionPPO(PPO):
         self.rollout_buffer_class = chain_buffer_class(buffer_class)
         super()._setup_model()
         self.rollout_buffer_class = buffer_class
-        self.policy.precision = self.precision
         critic_rate = self.critic_learning_rate
         self.critic_lr_schedule = (
             self.lr_schedule if critic_rate is None else FloatSchedule(critic_rate)
         )
         steps = self.policy.chain_steps
         self.rollout_buffer.set_chain_shape((steps + 1) * self.policy.action_dim, steps)
-        self._outcomes = np.zeros((self.n_steps, self.n_envs), np.int8)
-        self._scenes: list[Any] = []  # in which episodes of the rollout began
         self._told: set[str] = set()  # warnings
         if self.verbose >= 1:
             counts = self.policy.parameter_counts().items()
@@ -283,113 +225,6 @@ class DiffusionPPO(PPO):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "policy.critic_optimizer"], []
 
-    # -- the prior -----------------------------------------------------------------------------
-
-    def set_prior(self, prior: DiffusionActorCriticPolicy) -> None:
-        """
-        Start from another policy, a frozen copy of which becomes the prior.
-
-        Under ``VecNormalize(norm_obs=True)`` the prior's observation statistics are handed to the
-        env; one that has none, for it was trained under ``VecNormalize`` itself, holds those that
-        the env has. Moving statistics would drift the prior.
-
-        :param prior: policy of the same architecture and spaces
-        :raises ValueError: where its parameters, noise levels or spaces do not fit
-        """
-        self.policy.set_prior(prior)
-        self._hold_statistics()
-        self._forget_improvement()
-
-    def _hold_statistics(self) -> None:
-        """
-        Of a policy with a prior: let the env normalise by its statistics, or else by its own, and
-        hold them.
-        """
-        env, normalizer = self._vec_normalize_env, self.policy.actor.normalizer
-        if self.env is None or not self.policy.has_prior:
-            return
-        lacking = False
-        if env is None or not env.norm_obs:
-            lacking = normalizer.was_handed_over
-        elif normalizer.is_identity:
-            lacking = hold_statistics(env)
-        else:
-            hand_over_statistics(normalizer, env)
-            self.policy.prior.normalizer.load_state_dict(normalizer.state_dict())
-        if lacking:
-            log.warning(
-                "The model's observation statistics are those of the VecNormalize that it was "
-                "trained under, and the env has others or none: VecNormalize.load(path, env)."
-            )
-
-    def set_demonstrations(self, demonstrations: Demonstrations) -> None:
-        """
-        Give demonstrations to imitate during RL where the prior was trained elsewhere, or after
-        loading.
-
-        :param demonstrations: in the env's own units, step-wise or as decisions
-        :raises ValueError: where they do not fit the spaces
-        """
-        self._keep_demonstrations(demonstrations, self._decisions(demonstrations))
-
-    def _keep_demonstrations(self, given: Demonstrations, cut: Demonstrations) -> None:
-        """Keep the decisions to imitate, and the steps, where these were given, to carry over."""
-        step_wise = given if cut is not given or not self.env_wrappers else None
-        self.imitation_buffer.set_demonstrations(self._as_seen(cut), self.policy, step_wise)
-
-    def _decisions(self, demonstrations: Demonstrations) -> Demonstrations:
-        """Cut into decisions of the wrapped env what is not."""
-        return decisions(
-            demonstrations, self.env_wrappers, self.observation_space, self.action_space
-        )
-
-    def _as_seen(self, demonstrations: Demonstrations) -> Demonstrations:
-        """Normalise as the env does, where it does."""
-        env = self._vec_normalize_env
-        if env is None or not env.norm_obs:
-            return demonstrations
-        return demonstrations.with_observations(normalized_by(env, demonstrations.observations))
-
-    def pretrain(self, demonstrations: Demonstrations, **kwargs: Any) -> PretrainingResult:
-        """
-        Imitate demonstrations, then freeze the result as the prior (paper, section 2.1).
-
-        Under ``VecNormalize(norm_obs=True)`` the observation statistics are set from the
-        demonstrations and held from then on, for moving statistics would drift the frozen prior.
-
-        Where the env predicts chunks or sees histories, step-wise demonstrations are cut into
-        such decisions, see :meth:`Demonstrations.windows`.
-
-        :param demonstrations: what to imitate, in the env's own units
-        :param kwargs: see :func:`sb3_diffrl.pretraining.pretrain`
-        :return: losses and steps taken
-        """
-        given, demonstrations = demonstrations, self._decisions(demonstrations)
-        env = self._vec_normalize_env
-        if env is not None and env.norm_obs and kwargs.get("fit_normalizer", True):
-            checked = check_demonstrations(demonstrations, self.policy)
-            options = {
-                k: kwargs[k] for k in ("scale_floor", "limit", "normalization") if k in kwargs
-            }
-            self.policy.actor.normalizer.fit(checked.observations, **options)
-            hand_over_statistics(self.policy.actor.normalizer, env)
-            kwargs["fit_normalizer"] = False
-        elif env is not None and env.norm_obs:
-            hold_statistics(env)
-        if not self._custom_logger:
-            name = f"{type(self).__name__}_pretrain"
-            self._logger = configure_logger(self.verbose, self.tensorboard_log, name)
-        kwargs.setdefault("precision", self.precision)
-        seen = self._as_seen(demonstrations)
-        result = pretrain(self.policy, seen, logger=self.logger, **kwargs)
-        self._keep_demonstrations(given, demonstrations)
-        self._forget_improvement()
-        return result
-
-    def _forget_improvement(self) -> None:
-        self.n_iterations, self._actor_moved, self._prior_kl = 0, False, None
-        self.improvement = Improvement()
-
     # -- acting --------------------------------------------------------------------------------
 
     def collect_rollouts(
@@ -402,55 +237,16 @@ class DiffusionPPO(PPO):
         """SB3's own loop, with the mixing weight set before it; see the base class."""
         if self.policy.has_prior:
             self.policy.set_mixing(self.mixing(self.signals()))
-        self._outcomes[:] = 0
-        self._scenes.clear()
         go_on = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         if go_on:
             with precision(self.precision, self.device):
                 self._evaluate_rollout()
-            self._carry_over()
-        else:
-            self.imitation_buffer.forget_pending(self.n_envs)
-        if go_on and self._imitates("successes"):
-            actions = rollout_buffer.actions[..., -self.policy.action_dim :]
-            self.imitation_buffer.add_rollout(
-                rollout_buffer.observations,
-                actions,
-                rollout_buffer.episode_starts,
-                self._outcomes,
-                self.imitation.capacity,
-            )
         self._warn_of_silence()
         self.logger.record("rollout/mixing", float(self.policy.mixing))
         self.logger.record("rollout/improvement", self.signals().improvement)
         self.logger.record("time/decisions", self.num_timesteps)
         self.logger.record("time/env_steps", self.env_steps)
         return go_on
-
-    def _keep_scenes(self) -> None:
-        """Keep the first observations of the episodes that begin, as the bare env gives them."""
-        if self.imitation.transport is None or self._last_episode_starts is None:
-            return
-        env, seen = self._vec_normalize_env, self._last_obs
-        if env is not None:  # not unnormalised, for normalised ones are clipped
-            seen, self._last_original_obs = self._last_original_obs, env.get_original_obs()
-        history = find(self.env_wrappers, ObservationHistoryWrapper.__name__)
-        for i in np.flatnonzero(self._last_episode_starts):
-            scene = map_parts(partial(np.take, indices=i, axis=0), seen)
-            if history is not None:
-                scene = map_parts(partial(newest, n_observations=history["n_observations"]), scene)
-            self._scenes.append(scene)
-
-    def _carry_over(self) -> None:
-        """Carry demonstrations over to the scenes in which episodes of the rollout began."""
-        transport = self.imitation.transport
-        if transport is None or not self._scenes:
-            return
-        if not self.imitation.weights(self.signals())["context"]:
-            return
-        carried = self.imitation_buffer.carried_over(transport, self._scenes)
-        seen = self._as_seen(self._decisions(carried))
-        self.imitation_buffer.add_carried_over(seen, self.policy, self.imitation.capacity)
 
     @th.no_grad()
     def _evaluate_rollout(self) -> None:
@@ -478,19 +274,6 @@ class DiffusionPPO(PPO):
             size = max(1, CPU_CACHE_ROWS // self.policy.finetuned_steps)
         return min(size or self.batch_size, self.batch_size)
 
-    def _update_info_buffer(
-        self, infos: list[dict[str, Any]], dones: np.ndarray | None = None
-    ) -> None:
-        """
-        SB3's hook after every ``env.step``; keeps what the method needs of it.
-        """
-        super()._update_info_buffer(infos, dones)
-        self._keep_scenes()
-        if dones is not None and not self.rollout_buffer.full:
-            for i, info in enumerate(infos):
-                outcome = int(dones[i]) * (1 + bool(info.get("is_success", False)))
-                self._outcomes[self.rollout_buffer.pos, i] = outcome
-
     def signals(self) -> Signals:
         """
         What the schedules look at.
@@ -516,6 +299,11 @@ class DiffusionPPO(PPO):
         # The last rollout may go beyond the total.
         progress = min(max(1 - self._current_progress_remaining, 0.0), 1.0)
         return Signals(progress, improvement, self._prior_kl)
+
+    def _forget_improvement(self) -> None:
+        super()._forget_improvement()
+        self.n_iterations, self._prior_kl = 0, None
+        self.improvement = Improvement()
 
     def _warn_of_silence(self) -> None:
         """Say, once, which signal of the env a knob waits for in vain."""
@@ -726,44 +514,6 @@ class DiffusionPPO(PPO):
             averages["loss"] = averages["loss"] + beta * averages["prior_kl"]
         return averages, surrogate.ratio
 
-    def _imitation_gradients(
-        self, visited: PyTorchObs, weights: dict[str, float]
-    ) -> dict[str, th.Tensor]:
-        """
-        Add the gradients of the imitation terms, one draw of each.
-
-        :param visited: ``(B, ...)`` observations of the rollout
-        :param weights: by name of the term
-        :return: the losses by name of the term
-        """
-        imitation = self.imitation
-        contexts = visited if imitation.transport is None else None
-        with precision(self.precision, self.device):
-            losses = imitation_losses(
-                self.policy, self.imitation_buffer, contexts, weights, imitation.batch_size
-            )
-            if losses:
-                th.stack([weights[name] * loss for name, loss in losses.items()]).sum().backward()
-        return {name: loss.detach() for name, loss in losses.items()}
-
-    def _imitate(self, weights: dict[str, float]) -> None:
-        """Train the actor by imitation alone, while the critic warms up."""
-        policy, n_steps = self.policy, self.imitation.warmup_steps
-        visited = next(self.rollout_buffer.get()).observations
-        optimizer = th.optim.Adam(
-            policy.finetuned_parameters(), lr=self.imitation.warmup_learning_rate, fused=True
-        )
-        for step in range(n_steps):
-            update_learning_rate(
-                optimizer, self.imitation.warmup_learning_rate * (1 - 2 / 3 * step / n_steps)
-            )
-            optimizer.zero_grad()
-            if not self._imitation_gradients(visited, weights):
-                return
-            th.nn.utils.clip_grad_norm_(policy.finetuned_parameters(), self.max_grad_norm)
-            optimizer.step()
-            self._actor_moved = True
-
     def learn(
         self: SelfDiffusionPPO,
         total_timesteps: int,
@@ -801,19 +551,10 @@ class DiffusionPPO(PPO):
             total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
         )
 
-    def _imitates(self, term: str) -> bool:
-        return getattr(self.imitation, term) != Constant(0.0)
-
     # -- saving --------------------------------------------------------------------------------
 
     def _excluded_save_params(self) -> list[str]:
-        return [
-            *super()._excluded_save_params(),
-            "imitation_buffer",
-            "_outcomes",
-            "_scenes",
-            "_told",
-        ]
+        return [*super()._excluded_save_params(), "_told"]
 
     def save(self, path: Any, *args: Any, **kwargs: Any) -> None:
         """

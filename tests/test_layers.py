@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pretraining",),
     ("imitation_buffer",),
     ("imitation",),
+    ("imitating_ppo",),
     ("diffusion_ppo",),
     ("chunked_policy",),
     ("evaluation",),
