@@ -28,6 +28,7 @@ from sb3_diffrl.envs.metaworld import (
     expert_success,
     metaworld_demonstrations,
 )
+from sb3_diffrl.envs.metaworld.tasks import TaskHooks, make_expert
 from sb3_diffrl.imitation import Imitation
 from sb3_diffrl.zoo import load_demonstrations, load_hyperparams, shipped
 
@@ -162,6 +163,21 @@ def test_success_ends_the_episode(task: str) -> None:
         assert terminated == info["is_success"] == (t == len(rewards) - 1)
         assert not truncated
         assert reward == pytest.approx((info["unscaled_reward"] - 10) / 10)
+
+
+def test_contacts_are_meta_world_s() -> None:
+    env: Any = gym.make(ENV_ID, task="pick-place").unwrapped
+    task, expert = env._task, make_expert("pick-place-v3")
+    geoms = [task._get_id_main_object(), task.data.geom("rightpad_geom").id]
+    found = []
+    observation, _ = env.reset(seed=0)
+    for _ in range(60):
+        observation, *_ = env.step(expert(observation.astype(float)))
+        for geom in geoms:
+            ours = task.touching_object(geom)
+            assert ours == super(TaskHooks, task).touching_object(geom)
+            found.append(ours)
+    assert 5 < sum(found) < 60
 
 
 # -- positions ---------------------------------------------------------------------------------

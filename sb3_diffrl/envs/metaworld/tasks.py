@@ -113,6 +113,8 @@ class TaskHooks:
     - The observation is not clipped: Meta-World clips goals to its own box in ``step``, and not in
       ``reset``.
     - No limit of 500 steps; time limits are gymnasium's ``TimeLimit``.
+    - Contacts are looked through as arrays, with the same results: Meta-World's loop over them
+      takes longer than the simulator.
     """
 
     # Of Meta-World's classes, which are only known when a task is made.
@@ -214,6 +216,20 @@ class TaskHooks:
         """
         bodies = [self.data.body(block_name(i)) for i in range(self.n_blocks)]
         return np.array([[*body.xpos, *body.xquat] for body in bodies]).reshape(-1, 7)
+
+    def touching_object(self, object_geom_id: int) -> bool:
+        """
+        :param object_geom_id: of an object
+        :return: whether both pads of the gripper press on it
+        """
+        contact, forces = self.data.contact, self.data.efc_force
+        pairs, addresses = contact.geom, contact.efc_address
+        of_object = (pairs == object_geom_id).any(axis=1)
+        for pad in ("leftpad_geom", "rightpad_geom"):
+            touching = of_object & (pairs == self.data.geom(pad).id).any(axis=1)
+            if not touching.any() or not sum(forces[addresses[touching]]) > 0:
+                return False
+        return True
 
     def _get_curr_obs_combined_no_goal(self) -> Floats:
         observation: Floats = super()._get_curr_obs_combined_no_goal()  # type: ignore[misc]  # Meta-World's
