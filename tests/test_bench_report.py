@@ -499,6 +499,17 @@ def test_long_budgets_have_a_panel_of_their_own(few_draws: None) -> None:
     assert ends[:2] == [300, 9000]  # DiffRL's and PPO's
 
 
+def test_legends_fit_their_figures(few_draws: None) -> None:
+    study = Study([record(name) for name in LABELS], LABELS)
+    figure = learning_figure(study, method_styles(study))
+    assert figure is not None
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) > 8
+    box = legend.get_window_extent()
+    assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+
+
 # -- bad input ---------------------------------------------------------------------------------
 
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 PALETTE = ("#009e73", "#cc79a7", "#56b4e9", "#882255", "#999933", "#332288", "#ddaa33", "#44aa99")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)))
 TO_THE_END = ", to the end"
+COLUMN = 2.2  # inches that a name takes in a legend
 GRID = 101  # points of a mean curve
 AHEAD = 1.5  # others' budgets from so many times the main method's get a panel of their own
 
@@ -307,7 +308,7 @@ def _legend(figure: Figure, study: Study, styles: dict[str, Style], drawn: set[s
     methods = [name for name in styles if name in drawn]
     lines = [Line2D([], [], **styles[name]) for name in methods]
     names = [_text(study.label(name)) for name in methods]
-    columns = min(len(names), 4)
+    columns = max(1, min(len(names), int(figure.get_figwidth() // COLUMN)))
     figure.legend(lines, names, loc="outside lower center", ncols=columns, frameon=False)
 
 
