@@ -23,7 +23,7 @@ from stable_baselines3.common.utils import (
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_diffrl.action_scale import check_action_space
-from sb3_diffrl.buffers import ChainBufferMixin, ChainSamples, chain_buffer_class
+from sb3_diffrl.buffers import ChainSamples, chain_buffer_class
 from sb3_diffrl.imitating_ppo import ImitatingPPO
 from sb3_diffrl.imitation import Imitation, ImitationSpec
 from sb3_diffrl.losses import clipped_surrogate, value_loss
@@ -109,8 +109,6 @@ class DiffusionPPO(ImitatingPPO):
         "CnnPolicy": DiffusionCnnPolicy,
         "MultiInputPolicy": DiffusionMultiInputPolicy,
     }
-    policy: DiffusionActorCriticPolicy
-    rollout_buffer: ChainBufferMixin
 
     def __init__(
         self,
