@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
+import yaml
 
 from sb3_diffrl.bench.commands import bench
 from sb3_diffrl.demonstrations import Demonstrations
@@ -86,6 +87,14 @@ def record(parser: argparse.ArgumentParser) -> None:
         "beside the model. A pickle can run any code: load only files of your own",
     )
     parser.add_argument("--env", required=True, help="environment id")
+    parser.add_argument(
+        "--env-kwargs",
+        type=_env_argument,
+        nargs="+",
+        default=[],
+        metavar="NAME:VALUE",
+        help="arguments of the environment, values in YAML",
+    )
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--n-envs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -138,8 +147,8 @@ def run_record(args: argparse.Namespace) -> None:
     policy = _function(args.model) if path is None else _load(path, args.algo)
     statistics = args.vecnormalize or (path and _statistics(path, args.env))
     try:
-        env = make_vec_env(args.env, args.n_envs, seed=args.seed)
-    except gym.error.Error as error:
+        env = make_vec_env(args.env, args.n_envs, seed=args.seed, env_kwargs=dict(args.env_kwargs))
+    except (gym.error.Error, TypeError) as error:
         raise ValueError(f"--env {args.env}: {error}") from error
     try:
         policy = _step_wise(policy, env)
@@ -240,6 +249,17 @@ def _load(path: Path, algo: str) -> Any:
             f"the class of the model, --algo {' or '.join(sorted(fitting))}"
         )
     return algorithms[algo].load(path)
+
+
+def _env_argument(text: str) -> tuple[str, Any]:
+    """As of RL Zoo's ``--env-kwargs``, but that values are YAML and not Python."""
+    name, colon, value = text.partition(":")
+    try:
+        if colon and name.isidentifier():
+            return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: not a value in YAML ({error})") from error
+    raise argparse.ArgumentTypeError(f"{text!r}: expected NAME:VALUE, such as task:push")
 
 
 def _statistics(model: Path, env_id: str) -> Path | None:

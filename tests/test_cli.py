@@ -68,6 +68,28 @@ def test_record_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert sys.path[0] == os.getcwd() and sys.path.count(os.getcwd()) == 1
 
 
+def test_record_in_an_env_with_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rest.py").write_text("def act(obs):\n    return 0 * obs[:, :1]\n")
+    monkeypatch.chdir(tmp_path)
+    made = {}
+    for gravity in ("10.0", "0.5"):
+        kwargs = ["--env-kwargs", f"g:{gravity}", "render_mode:null"]
+        assert main([*RECORD, *kwargs, "--model", "rest.act", "--output", f"{gravity}.npz"]) == 0
+        made[gravity] = Demonstrations.load(f"{gravity}.npz")
+    first, second = (np.array(each.observations)[:2] for each in made.values())
+    np.testing.assert_array_equal(first[0], second[0])
+    sine, speed = first[0, 1:]  # the pendulum falls by 3 g / (2 l) · sine · dt
+    fallen = speed + 0.075 * sine * np.array([10, 0.5])
+    np.testing.assert_allclose([first[1, 2], second[1, 2]], fallen, rtol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["g", "g-force:1", "g:[1"])
+def test_arguments_of_an_env_are_checked(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*RECORD, "--model", "os.getpid", "--output", "x.npz", "--env-kwargs", text])
+    assert f"argument --env-kwargs: {text!r}: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "place", ["Pendulum-v1/vecnormalize.pkl", "best_model.vecnormalize.pkl", "mine.pkl"]
 )
@@ -118,6 +140,7 @@ def test_record_the_actions_of_chunks(n_observations: int | None, tmp_path: Path
         (["record", "--model", "../no.such", "--env", "No-v9", "--output", "x.npz"], "neither"),
         (["record", "--model", "os.getpid", "--env", "No-v9", "--output", "x.npz"], "No"),
         (["record", "--model", "os.getpid", "--env", "No-v9", "--output", "x.hdf5"], "ends in"),
+        ([*RECORD[1:], "--model", "os.getpid", "--output", "x.npz", "--env-kwargs", "h:1"], "'h'"),
     ],
 )
 def test_errors_are_sentences(
