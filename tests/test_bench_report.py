@@ -38,7 +38,7 @@ from sb3_diffrl.bench.statistics import (
     profile,
     quotient,
 )
-from sb3_diffrl.bench.study import MAIN, Study, drops, finetuned, outcome
+from sb3_diffrl.bench.study import MAIN, Study, drops, finetuned, largest_fall, outcome
 from sb3_diffrl.bench.tables import ablations, comparisons, paper
 from sb3_diffrl.bench.training_tables import progress, times
 from sb3_diffrl.evaluation import wilson_interval
@@ -298,6 +298,13 @@ def test_drops() -> None:
     some = record(curve=curve, clean=[0.9, None, 0.8])
     assert finetuned([some]) == [some]
     assert not finetuned([record(curve=curve, clean=[None] * 3), record(before=None), prior()])
+
+
+def test_largest_fall() -> None:
+    curve = [(0, 0.3), (10, 0.8), (20, 0.5), (30, 0.6), (40, 0.2), (50, 0.9), (60, 0.7)]
+    pairs = [a - b for i, (_, a) in enumerate(curve) for _, b in curve[i:]]
+    assert largest_fall(curve) == max(pairs) == pytest.approx(0.6)
+    assert largest_fall([(0, 0.1), (10, 0.1), (20, 0.4)]) == 0
 
 
 # -- comparisons of speed ----------------------------------------------------------------------

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
+
 from sb3_diffrl.bench.records import EVAL_MODES, Key, Record, Successes
 from sb3_diffrl.bench.rows import THRESHOLD
 from sb3_diffrl.bench.statistics import (
@@ -140,6 +142,15 @@ def drops(curve: Curve) -> tuple[float, float, float]:
     """
     start, *rest = (rate for _, rate in curve)
     return start, start - min(rest), start - rest[-1]
+
+
+def largest_fall(curve: Curve) -> float:
+    """
+    :param curve: success rate over training
+    :return: how far it fell at most from a point to a later one; 0 where it never falls
+    """
+    rates = np.array([rate for _, rate in curve])
+    return float((np.maximum.accumulate(rates) - rates).max())
 
 
 def in_common(

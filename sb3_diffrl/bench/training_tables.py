@@ -16,6 +16,7 @@ from sb3_diffrl.bench.statistics import (
     estimate,
     means,
     natural,
+    perturbed_curve,
     quotient,
     strata,
 )
@@ -26,6 +27,7 @@ from sb3_diffrl.bench.study import (
     drops,
     finetuned,
     in_common,
+    largest_fall,
     success,
     trained,
 )
@@ -46,18 +48,21 @@ def speed(study: Study) -> Lines:
             curves = trained(records)
             if curves:
                 found = estimate(means, strata(curves, part.speed))
+                falls = [largest_fall(perturbed_curve(record)) for record in curves]
                 rows.append(
                     [
                         *counts(part, method, curves),
                         steps_to(curves, study.threshold),
                         interval(found, 0, ",.0f"),
                         interval(found, 1),
+                        *(f"{statistics.mean(falls):.2f}", f"{max(falls):.2f}"),
                         *(times(part, other, method) for other in references),
                     ]
                 )
     head = [
         *(*COUNTS, f"steps to {study.threshold:.2f}"),
         *("the same, unreached as all steps", "area under the curve"),
+        *("largest fall", "worst run"),
         *(f"times faster than {study.label(other)}" for other in references),
     ]
     return [
@@ -67,7 +72,9 @@ def speed(study: Study) -> Lines:
         "needs. *Times faster* divides the other method's mean of that count by this one's, on "
         "the tasks that both have: ≥ where only the other has runs that never reached the rate, "
         "≤ where only this one has, a dash where both have. The area is the mean of the curve "
-        f"(straight between points) up to the steps that all methods have on a task ({shown}).",
+        f"(straight between points) up to the steps that all methods have on a task ({shown}). "
+        "The largest fall of a run is from a point of its curve to a later one, noise included; "
+        "its mean over runs and its largest are shown.",
         "",
         *markdown(head, rows),
     ]
