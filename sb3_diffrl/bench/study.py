@@ -94,9 +94,10 @@ class Study:
         end = self.horizons[record.task, record.perturbation]
         return area(perturbed_curve(record), end)
 
-    def speed(self, record: Record) -> tuple[float, float]:
-        """:return: :meth:`steps_or_budget` and :meth:`area` of a run"""
-        return self.steps_or_budget(record), self.area(record)
+    def speed(self, record: Record) -> tuple[float, float, float]:
+        """:return: :meth:`steps_or_budget`, :meth:`area` and :func:`largest_fall` of a run"""
+        fall = largest_fall(perturbed_curve(record))
+        return self.steps_or_budget(record), self.area(record), fall
 
     def steps_or_budget(self, record: Record) -> float:
         """:return: environment steps to the threshold, or all that were made without reaching it"""
