@@ -1,5 +1,6 @@
 """Callbacks that drive the method's knobs and measure what training gives."""
 
+from abc import abstractmethod
 from typing import NamedTuple
 
 import gymnasium as gym
@@ -89,13 +90,13 @@ class PeriodicCallback(BaseCallback):
         self._last = self.env_steps
         self.measure(self._last)
 
+    @abstractmethod
     def measure(self, env_steps: int) -> None:
         """
         What subclasses do at each point; they leave training as it would have been.
 
         :param env_steps: environment steps so far
         """
-        raise NotImplementedError
 
 
 class SuccessCallback(PeriodicCallback):

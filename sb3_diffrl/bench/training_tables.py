@@ -45,8 +45,9 @@ def speed(study: Study) -> Lines:
         for method, records in part.methods.items():
             curves = trained(records)
             if curves:
-                found = estimate(means, strata(curves, part.speed))
-                worst = max(part.speed(record)[2] for record in curves)
+                speeds = strata(curves, part.speed)
+                found = estimate(means, speeds)
+                worst = np.concatenate(speeds)[:, 2].max()
                 rows.append(
                     [
                         *counts(part, method, curves),
@@ -112,8 +113,9 @@ def forgetting(study: Study) -> Lines:
             tuned = finetuned(records)
             if not tuned:
                 continue
-            found = estimate(means, strata(tuned, lambda record: drops(clean_curve(record))))
-            _, lowest, last = zip(*(drops(clean_curve(record)) for record in tuned), strict=True)
+            falls = strata(tuned, lambda record: drops(clean_curve(record)))
+            found = estimate(means, falls)
+            _, lowest, last = np.concatenate(falls).T
             priors, ours = in_common(part.methods.get(PRIOR, []), tuned, paired=True)
             against = [NONE] * len(clean)
             if priors:
